@@ -1,0 +1,103 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the agent asks of its trainer process, and what comes back.
+
+The two talk CBOR over a pipe, each message behind its length in four big-endian bytes. They are
+one program in two processes, so these messages are no part of the wire protocol.
+"""
+
+from __future__ import annotations
+
+import struct
+from dataclasses import asdict, dataclass, fields
+from typing import BinaryIO
+
+import cbor2
+
+from fedlearn.messages import TrainingPlan
+
+# A reply holds one encoded update; 64 MiB is far above any model that fits a board.
+MAX_JOB_BYTES = 64 * 1024 * 1024
+
+
+@dataclass(frozen=True, slots=True)
+class PatchJob:
+    """Rebuild a model from `base_path` and a `Difference` body; write it durably."""
+
+    base_path: str
+    difference: bytes
+    target_path: str
+    target: bytes  # SHA-256 that the result must have
+
+
+@dataclass(frozen=True, slots=True)
+class TrainJob:
+    """Train one round and encode the update."""
+
+    task: str
+    device: str
+    round: int
+    model: bytes  # SHA-256 of the base model
+    model_path: str
+    data_path: str
+    seed: int
+    tensors: tuple[int, ...]
+    plan: TrainingPlan
+    max_samples: int
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """A sign of life during a `TrainJob`: the share of it that is done, 0..1."""
+
+    done: float
+
+
+@dataclass(frozen=True, slots=True)
+class Done:
+    """The job succeeded. `body` is the CBOR `Update` of a `TrainJob`, empty for a `PatchJob`."""
+
+    body: bytes
+    samples: int
+    train_s: float
+    peak_rss_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class Failed:
+    """The job failed for a reason that a person can understand."""
+
+    error: str
+    hint: str
+
+
+JobMessage = PatchJob | TrainJob | Progress | Done | Failed
+_KINDS: dict[str, type[JobMessage]] = {
+    kind.__name__: kind for kind in (PatchJob, TrainJob, Progress, Done, Failed)
+}
+
+
+def send(stream: BinaryIO, message: JobMessage) -> None:
+    """Write one message and flush."""
+    body = cbor2.dumps({"kind": type(message).__name__, **asdict(message)})
+    stream.write(struct.pack(">I", len(body)) + body)
+    stream.flush()
+
+
+def receive(stream: BinaryIO) -> JobMessage | None:
+    """Read one message; None at the end of the stream, also in the middle of a message."""
+    head = stream.read(4)
+    if len(head) < 4:
+        return None
+    (size,) = struct.unpack(">I", head)
+    if size > MAX_JOB_BYTES:
+        raise ValueError(f"job message of {size} bytes")
+    body = stream.read(size)
+    if len(body) < size:
+        return None
+    values = cbor2.loads(body)
+    kind = _KINDS[values.pop("kind")]
+    if kind is TrainJob:
+        values["plan"] = TrainingPlan(**values["plan"])
+        values["tensors"] = tuple(values["tensors"])
+    names = {field.name for field in fields(kind)}
+    return kind(**{name: value for name, value in values.items() if name in names})
