@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -33,7 +34,7 @@ def _load(part: str) -> tuple[Images, Labels]:
 
 
 def dirichlet_split(
-    labels: NDArray[np.integer], clients: int = 10, alpha: float = 0.5, seed: int = 0
+    labels: NDArray[np.integer[Any]], clients: int = 10, alpha: float = 0.5, seed: int = 0
 ) -> list[NDArray[np.int64]]:
     """Deal samples out to clients so that each has its own mix of classes (label skew).
 
