@@ -1,15 +1,74 @@
 # SPDX-License-Identifier: Apache-2.0
 """The messages of protocol version 1, as plain frozen dataclasses.
 
-`fedlearn.codec` turns them into CBOR and back; `protocol.cddl` describes the bytes. This module
-imports neither NumPy nor the codec, so the agent may use it while it waits.
+`fedlearn.codec` turns them into CBOR and back and refuses a received value outside the range that
+its annotation declares; `protocol.cddl` describes the bytes. This module imports neither NumPy nor
+the codec, so the agent may use it while it waits.
 """
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
+from enum import IntEnum
+from typing import Annotated
 
 PROTOCOL_VERSION = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Range:
+    """The least and the greatest value of a number, or length of a text or byte string."""
+
+    least: float
+    greatest: float
+
+    def allows(self, value: float | str | bytes) -> bool:
+        """Whether the value, or its length, is within the range; never for a NaN."""
+        size = len(value) if isinstance(value, str | bytes) else value
+        return self.least <= size <= self.greatest
+
+    def __str__(self) -> str:
+        return f"within {self.least}..{self.greatest}"
+
+
+@dataclass(frozen=True, slots=True)
+class Pattern:
+    """The regular expression that the whole of a text matches."""
+
+    expression: str
+
+    def allows(self, value: str) -> bool:
+        """Whether the whole value matches."""
+        return re.fullmatch(self.expression, value) is not None
+
+    def __str__(self) -> str:
+        return f"of the form {self.expression}"
+
+
+# Part of a URL, a file name and a log line without quoting; 64 as in a host name's label and LDH.
+NAME = r"[A-Za-z0-9._-]{1,64}"
+
+Name = Annotated[str, Pattern(NAME)]
+Digest = Annotated[bytes, Range(32, 32)]  # SHA-256
+Count = Annotated[int, Range(0, 2**63 - 1)]  # fits int64 and SQLite's INTEGER
+Seed = Annotated[int, Range(0, 2**64 - 1)]
+Share = Annotated[float, Range(0.0, 1.0)]
+Seconds = Annotated[float, Range(0.0, 1e9)]  # 30 years: whatever is longer is a mistake
+Dtype = Annotated[str, Pattern("int8|int32")]
+
+
+class Encoding(IntEnum):
+    """The numbers of the encodings of an integer array; `fedlearn.delta` describes them."""
+
+    ZERO = 0
+    INT8 = 1
+    INT16 = 2
+    INT32 = 3
+    DEFLATED_INT8 = 4
+    DEFLATED_INT16 = 5
+    DEFLATED_INT32 = 6
+    PLACEHOLDER = 7
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,10 +79,10 @@ class TrainableTensor:
     (a bias).
     """
 
-    index: int
+    index: Count
     name: str
-    shape: tuple[int, ...]
-    dtype: str
+    shape: tuple[Count, ...]
+    dtype: Dtype
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,8 +90,8 @@ class TrainingPlan:
     """How a device trains: the hyper-parameters of the local SGD."""
 
     loss: str
-    epochs: int
-    batch_size: int
+    epochs: Count
+    batch_size: Count
     learning_rate: float
 
 
@@ -40,20 +99,20 @@ class TrainingPlan:
 class Limits:
     """What the aggregator accepts: bytes of an update's body, samples it may claim."""
 
-    update_bytes: int
-    samples: int
+    update_bytes: Count
+    samples: Count
 
 
 @dataclass(frozen=True, slots=True)
 class TaskDescriptor:
     """Answer to `GET /v1/task`."""
 
-    task: str
-    round: int
+    task: Name
+    round: Count
     state: str
-    model: bytes  # SHA-256 of the round's base model, 32 bytes
-    model_bytes: int
-    cohort: int
+    model: Digest  # the round's base model
+    model_bytes: Count
+    cohort: Count
     tensors: tuple[TrainableTensor, ...]
     plan: TrainingPlan
     limits: Limits
@@ -63,7 +122,7 @@ class TaskDescriptor:
 class TrainingFailure:
     """Why a device gave its seat in a round back."""
 
-    round: int
+    round: Count
     reason: str
 
 
@@ -71,8 +130,8 @@ class TrainingFailure:
 class CheckIn:
     """Body of `POST /v1/checkin`."""
 
-    task: str
-    device: str
+    task: Name
+    device: Name
     failure: TrainingFailure | None = None
 
 
@@ -80,12 +139,12 @@ class CheckIn:
 class TrainOrder:
     """Answer to a check-in: train this round."""
 
-    round: int
-    model: bytes  # SHA-256 of the base model, 32 bytes
-    model_bytes: int
-    seed: int  # 64 bits, the same for the whole round
-    deadline_s: float  # seconds from now
-    tensors: tuple[int, ...]
+    round: Count
+    model: Digest  # the base model
+    model_bytes: Count
+    seed: Seed  # the same for the whole round
+    deadline_s: Seconds  # from now
+    tensors: tuple[Count, ...]
     plan: TrainingPlan
     limits: Limits
 
@@ -94,7 +153,7 @@ class TrainOrder:
 class Wait:
     """Answer to a check-in: nothing to do yet, ask again after `retry_s` seconds."""
 
-    retry_s: float
+    retry_s: Seconds
     reason: str
 
 
@@ -104,19 +163,19 @@ class Metrics:
 
     loss_before: float
     loss_after: float
-    accuracy_before: float
-    accuracy_after: float
-    train_s: float  # wall seconds, from the order to the encoded update
-    cpu_s: float
-    peak_rss_bytes: int
+    accuracy_before: Share
+    accuracy_after: Share
+    train_s: Seconds  # wall seconds, from the order to the encoded update
+    cpu_s: Seconds
+    peak_rss_bytes: Count
 
 
 @dataclass(frozen=True, slots=True)
 class EncodedTensor:
     """An integer delta of one tensor in one of the encodings of `fedlearn.delta`."""
 
-    index: int
-    encoding: int
+    index: Count
+    encoding: Count
     data: bytes
 
 
@@ -124,11 +183,11 @@ class EncodedTensor:
 class Update:
     """Body of `PUT /v1/rounds/{round}/updates/{device}`: a client update."""
 
-    task: str
-    round: int
-    model: bytes  # SHA-256 of the base model, 32 bytes
-    device: str
-    samples: int
+    task: Name
+    round: Count
+    model: Digest  # the base model
+    device: Name
+    samples: Count
     metrics: Metrics
     tensors: tuple[EncodedTensor, ...]
 
@@ -137,9 +196,9 @@ class Update:
 class Difference:
     """Answer to `GET /v1/models/{target}?from={base}`: the bytes' difference modulo 256."""
 
-    base: bytes  # SHA-256, 32 bytes
-    target: bytes  # SHA-256, 32 bytes
-    encoding: int
+    base: Digest
+    target: Digest
+    encoding: Count
     data: bytes
 
 
@@ -147,7 +206,7 @@ class Difference:
 class Receipt:
     """Answer to an update that is on disk; `duplicate` if the same bytes were there before."""
 
-    round: int
+    round: Count
     duplicate: bool
 
 
