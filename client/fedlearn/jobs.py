@@ -85,14 +85,14 @@ def send(stream: BinaryIO, message: JobMessage) -> None:
 
 def receive(stream: BinaryIO) -> JobMessage | None:
     """Read one message; None at the end of the stream, also in the middle of a message."""
-    head = stream.read(4)
-    if len(head) < 4:
+    head = _read_exactly(stream, 4)
+    if head is None:
         return None
     (size,) = struct.unpack(">I", head)
     if size > MAX_JOB_BYTES:
         raise ValueError(f"job message of {size} bytes")
-    body = stream.read(size)
-    if len(body) < size:
+    body = _read_exactly(stream, size)
+    if body is None:
         return None
     values = cbor2.loads(body)
     kind = _KINDS[values.pop("kind")]
@@ -101,3 +101,15 @@ def receive(stream: BinaryIO) -> JobMessage | None:
         values["tensors"] = tuple(values["tensors"])
     names = {field.name for field in fields(kind)}
     return kind(**{name: value for name, value in values.items() if name in names})
+
+
+def _read_exactly(stream: BinaryIO, size: int) -> bytes | None:
+    """`size` bytes, also from an unbuffered pipe, which gives them in pieces; None at the end."""
+    pieces = []
+    while size:
+        piece = stream.read(size)
+        if not piece:
+            return None
+        pieces.append(piece)
+        size -= len(piece)
+    return b"".join(pieces)

@@ -1,0 +1,94 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Labelled samples on the device, in the model's own int8 input grid."""
+
+from __future__ import annotations
+
+import zipfile
+from dataclasses import dataclass
+from math import prod
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fedlearn.errors import DatasetError
+from fedlearn.model import Model
+
+# Raw bytes, such as the pixels of an image, stand for 0..1 as in every digit and image task.
+_RAW_SCALE = 1.0 / 255.0
+
+
+@dataclass(frozen=True, eq=False)
+class Dataset:
+    """`inputs` int8 (N, ...) as the model takes them, `labels` int64 (N,) class numbers."""
+
+    inputs: NDArray[np.int8]
+    labels: NDArray[np.int64]
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    @classmethod
+    def load(cls, path: Path | str, model: Model) -> Dataset:
+        """Read an `.npz` file with the arrays `x` and `y` and quantise it for `model`.
+
+        `x` has shape (N, ...) with as many values a sample as the model's input; uint8 is raw and
+        taken as x/255, floats are real units, int8 is already quantised. `y` holds N class
+        numbers. Raises DatasetError with the reason when the file does not fit.
+        """
+        try:
+            with np.load(path, allow_pickle=False) as archive:
+                x, y = archive["x"], archive["y"]
+        except FileNotFoundError as error:
+            raise DatasetError(
+                f"there is no data file {path}", hint="set [data] path to an .npz file"
+            ) from error
+        except KeyError as error:
+            raise DatasetError(
+                f"{path} lacks an array: {error}", hint="it must hold x (samples) and y (labels)"
+            ) from error
+        except (ValueError, OSError, EOFError, zipfile.BadZipFile, TypeError) as error:
+            raise DatasetError(
+                f"{path} is no usable .npz file: {error}", hint="write it with numpy.savez"
+            ) from error
+        return cls.from_arrays(x, y, model)
+
+    @classmethod
+    def from_arrays(cls, x: NDArray[np.generic], y: NDArray[np.generic], model: Model) -> Dataset:
+        """Quantise arrays as `load` does."""
+        entry, exit_ = model.tensors[model.inputs[0]], model.tensors[model.outputs[0]]
+        shape, classes = entry.shape[1:], prod(exit_.shape[1:])
+        if x.ndim == 0 or len(x) == 0 or prod(x.shape[1:]) != prod(shape):
+            raise DatasetError(
+                f"the samples have shape {x.shape}, the model takes (N, {str(shape)[1:]}"
+            )
+        if y.shape != (len(x),) or not np.issubdtype(y.dtype, np.integer):
+            raise DatasetError(
+                f"the labels are {y.dtype}{y.shape}, not one class number for each of the "
+                f"{len(x)} samples"
+            )
+        labels = y.astype(np.int64)
+        if labels.min() < 0 or labels.max() >= classes:
+            raise DatasetError(
+                f"labels run from {labels.min()} to {labels.max()}, the model has {classes} classes"
+            )
+        x = x.reshape(len(x), *shape)
+        return cls(_quantise(x, entry.scale, entry.zero_point), labels)
+
+
+def _quantise(x: NDArray[np.generic], scale: float, zero_point: int) -> NDArray[np.int8]:
+    if x.dtype == np.int8:
+        return np.ascontiguousarray(x, np.int8)
+    if x.dtype == np.uint8:
+        # Only 256 values: a table, so that a large set never stands in memory as floats.
+        levels = np.arange(256) * _RAW_SCALE
+        return _to_grid(levels, scale, zero_point)[x]
+    if not np.issubdtype(x.dtype, np.floating):
+        raise DatasetError(f"samples of type {x.dtype} are not supported: use uint8, int8 or float")
+    if not np.isfinite(x).all():
+        raise DatasetError("the samples hold NaN or infinite values")
+    return _to_grid(x.astype(np.float64), scale, zero_point)
+
+
+def _to_grid(values: NDArray[np.float64], scale: float, zero_point: int) -> NDArray[np.int8]:
+    return np.clip(np.rint(values / scale) + zero_point, -128, 127).astype(np.int8)

@@ -1,0 +1,108 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The TFLite runtime of this machine: tflite-runtime or its successor ai-edge-litert.
+
+Interpreters are opened without delegates. XNNPACK rounds the requantisation in another way than
+TFLite's own kernels, so without it both runtimes compute the same bits; the trainer's numbers then
+depend neither on which of them a board has nor on how it was built. `delegates=True` opens the
+interpreter as an application would.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.metadata
+import importlib.util
+from dataclasses import dataclass
+from functools import cache
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fedlearn.dataset import Dataset
+from fedlearn.errors import FedlearnError, ModelError
+
+# Preferred first. The successor goes before tflite-runtime, whose last wheels are for Python 3.11.
+_RUNTIMES = ("ai_edge_litert", "tflite_runtime")
+# Keeps log(p) finite; one step of a softmax output quantised to int8 is 1/256.
+_LEAST_PROBABILITY = 1.0 / 512.0
+
+
+@dataclass(frozen=True, slots=True)
+class Evaluation:
+    """Accuracy (0..1) and mean cross-entropy (nats) of a classifier over `samples` samples."""
+
+    accuracy: float
+    loss: float
+    samples: int
+
+
+@cache
+def _interpreter_module() -> ModuleType:
+    for name in _RUNTIMES:
+        if importlib.util.find_spec(name) is not None:
+            return importlib.import_module(f"{name}.interpreter")
+    raise FedlearnError(
+        "no TFLite runtime is installed",
+        hint="install tflite-runtime (Python 3.11) or ai-edge-litert (3.12 and newer)",
+    )
+
+
+def runtime_name() -> str:
+    """Name and version of the runtime, such as "tflite-runtime 2.14.0"."""
+    distribution = _interpreter_module().__name__.split(".", maxsplit=1)[0].replace("_", "-")
+    return f"{distribution} {importlib.metadata.version(distribution)}"
+
+
+class Session:
+    """An interpreter of one model with one input and one output."""
+
+    def __init__(self, model: bytes, *, threads: int = 1, delegates: bool = False) -> None:
+        """Open `model`; raises ModelError when the runtime cannot."""
+        module = _interpreter_module()
+        resolver = module.OpResolverType
+        kind = resolver.AUTO if delegates else resolver.BUILTIN_WITHOUT_DEFAULT_DELEGATES
+        try:
+            self._interpreter: Any = module.Interpreter(
+                model_content=model, num_threads=threads, experimental_op_resolver_type=kind
+            )
+            self._interpreter.allocate_tensors()
+        except (ValueError, RuntimeError) as error:
+            raise ModelError(f"the TFLite runtime refuses the model: {error}") from error
+        (entry,) = self._interpreter.get_input_details()
+        (exit_,) = self._interpreter.get_output_details()
+        self._input: int = entry["index"]
+        self._output: int = exit_["index"]
+        self._batch = int(entry["shape"][0])
+
+    def run(self, inputs: NDArray[np.int8]) -> NDArray[np.int8]:
+        """Run samples of shape (N, ...) through the model; the result has shape (N, ...).
+
+        A model of batch b gets b samples a call, the last call padded with its first sample.
+        """
+        results = []
+        for start in range(0, len(inputs), self._batch):
+            chunk = inputs[start : start + self._batch]
+            missing = self._batch - len(chunk)
+            if missing:
+                chunk = np.concatenate([chunk, np.repeat(chunk[:1], missing, axis=0)])
+            self._interpreter.set_tensor(self._input, chunk)
+            self._interpreter.invoke()
+            output = self._interpreter.get_tensor(self._output)
+            results.append(output[: self._batch - missing])
+        return np.concatenate(results)
+
+
+def evaluate(
+    model: bytes, dataset: Dataset, threads: int = 1, *, delegates: bool = True
+) -> Evaluation:
+    """Judge a classifier by the real interpreter, as an application would run it."""
+    outputs = Session(model, threads=threads, delegates=delegates).run(dataset.inputs)
+    scores = outputs.reshape(len(outputs), -1).astype(np.float64)
+    # A softmax in int8 has scale 1/256 and zero point -128: probabilities again after this.
+    scores = np.maximum((scores + 128.0) / 256.0, _LEAST_PROBABILITY)
+    scores /= scores.sum(axis=1, keepdims=True)
+    hits = scores.argmax(axis=1) == dataset.labels
+    losses = -np.log(scores[np.arange(len(scores)), dataset.labels])
+    return Evaluation(float(hits.mean()), float(losses.mean()), len(scores))

@@ -1,0 +1,30 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Error tensors in int8.
+
+A float backward pass depends on the BLAS, its threads and the machine. With errors quantised to
+int8 by a power of two, every sum of the backward pass is a sum of integers, exact in any order.
+The scale is chosen for each tensor and batch so that its largest error uses the int8 range.
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+from numpy.typing import NDArray
+
+LARGEST = 127.0
+
+
+def quantise(errors: NDArray[np.float32]) -> tuple[NDArray[np.float32], float]:
+    """Round `errors` to integers within +-127 times a power of two.
+
+    Returns the integers (float32, same shape) and the scale, so that errors ~ integers * scale.
+    Both steps are exact or correctly rounded float32 operations: the same bits everywhere.
+    """
+    largest = float(max(errors.max(), -errors.min())) if errors.size else 0.0
+    if largest == 0.0 or not math.isfinite(largest):
+        return np.zeros_like(errors), 1.0
+    _, exponent = math.frexp(largest / LARGEST)
+    integers = errors * np.float32(math.ldexp(1.0, -exponent))
+    return np.rint(integers, out=integers), math.ldexp(1.0, exponent)

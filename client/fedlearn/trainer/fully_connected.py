@@ -1,0 +1,32 @@
+# SPDX-License-Identifier: Apache-2.0
+"""FULLY_CONNECTED: y = x W^T + b."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fedlearn.model.schema import Activation
+from fedlearn.trainer.exact import Real, product
+from fedlearn.trainer.layer import WeightedLayer
+
+
+class FullyConnected(WeightedLayer):
+    """Weights (C, K); whatever the input's rank, its values come in rows of K."""
+
+    _x: NDArray[np.float32]
+
+    def _activation(self) -> Activation:
+        options = self.operator.options
+        return Activation(options.scalar(0, "b") if options else 0)
+
+    def _accumulate(self, x: NDArray[np.float32]) -> Real:
+        self._shape = x.shape
+        self._x = x.reshape(-1, self.weight.grid.shape[1])
+        return product(self._x, self.weight.grid.T)
+
+    def _gradient(self, errors: NDArray[np.float32]) -> Real:
+        return product(errors.T, self._x)
+
+    def _to_input(self, errors: NDArray[np.float32]) -> NDArray[np.float32]:
+        return product(errors, self.weight.grid).astype(np.float32, copy=False).reshape(self._shape)

@@ -1,0 +1,66 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Training without a network: a `.tflite` and a data file in, a better `.tflite` out."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+from fedlearn.dataset import Dataset
+from fedlearn.errors import ModelError
+from fedlearn.messages import TrainingPlan
+from fedlearn.model import Model, trainable_tensors
+from fedlearn.runtime import Evaluation, evaluate
+from fedlearn.state import write_durably
+from fedlearn.trainer.training import Progress, train
+
+
+@dataclass(frozen=True, slots=True)
+class LocalResult:
+    """Quality on the test data (the training data when there is none) by the real interpreter."""
+
+    before: Evaluation
+    after: Evaluation
+    samples: int
+    train_s: float
+    changed_weights: int
+
+
+def read_model(path: Path | str) -> Model:
+    """Parse a model file; ModelError also when it cannot be read."""
+    try:
+        return Model.parse(Path(path).read_bytes())
+    except OSError as error:
+        raise ModelError(f"cannot read {path}: {error.strerror}") from error
+
+
+def train_file(
+    model_path: Path | str,
+    data_path: Path | str,
+    out_path: Path | str,
+    *,
+    tail: str,
+    epochs: int,
+    batch_size: int,
+    learning_rate: float,
+    seed: int,
+    test_path: Path | str | None = None,
+    progress: Progress | None = None,
+) -> LocalResult:
+    """Train `model_path` on `data_path` and write the result, durably, to `out_path`."""
+    model = read_model(model_path)
+    tensors = [tensor.index for tensor in trainable_tensors(model, tail)]
+    data = Dataset.load(data_path, model)
+    test = Dataset.load(test_path, model) if test_path else data
+    before = evaluate(model.data, test)
+    plan = TrainingPlan("softmax_cross_entropy", epochs, batch_size, learning_rate)
+    start = time.monotonic()
+    training = train(model, tensors, data, plan, seed=seed, progress=progress)
+    train_s = time.monotonic() - start
+    trained = model.patched(training.values)
+    write_durably(Path(out_path), trained)
+    changed = sum(
+        int((values != model.array(index)).sum()) for index, values in training.values.items()
+    )
+    return LocalResult(before, evaluate(trained, test), training.samples, train_s, changed)

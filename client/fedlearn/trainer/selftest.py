@@ -1,0 +1,57 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Proof, on the device itself, that the tail computes what its runtime computes.
+
+Before training, each layer of the tail is compared with the real interpreter on a few of the
+device's own samples, and takes the arithmetic whose results are the same in every bit. A layer for
+which there is none is an error: training on numbers that the deployed model does not have would
+fail in ways that nobody could see.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fedlearn.errors import TrainerError
+from fedlearn.model import Model
+from fedlearn.runtime import Session, runtime_name
+from fedlearn.trainer.layer import Layer, WeightedLayer
+from fedlearn.trainer.requantisation import Arithmetic
+from fedlearn.trainer.tail import Tail
+
+# Some thousand outputs a layer: enough to tell the arithmetics apart, some milliseconds in all.
+SAMPLES = 8
+
+
+def calibrate(
+    tail: Tail, model: Model, inputs: NDArray[np.int8], *, delegates: bool = False
+) -> None:
+    """Give every layer of `tail` the arithmetic of this machine's runtime.
+
+    `inputs` are samples (N, ...) of the model's input; the first few are used. Raises TrainerError
+    naming the operator when no arithmetic reproduces the runtime's output.
+    """
+    inputs = inputs[:SAMPLES]
+    x = tail.centred(tail.features(inputs, delegates=delegates))
+    for layer in tail.layers:
+        session = Session(model.cut(layer.output.index), delegates=delegates)
+        expected = session.run(inputs).astype(np.float32) - layer.output.zero_point
+        x = _matched(layer, x, expected)
+
+
+def _matched(
+    layer: Layer, x: NDArray[np.float32], expected: NDArray[np.float32]
+) -> NDArray[np.float32]:
+    """The layer's output, equal to `expected` in every bit."""
+    if not isinstance(layer, WeightedLayer):
+        return layer.forward(x)
+    for arithmetic in Arithmetic:
+        layer.arithmetic = arithmetic
+        y = layer.forward(x)
+        if np.array_equal(y.ravel(), expected.ravel()):
+            return y
+    raise TrainerError(
+        f"{runtime_name()} computes operator {layer.operator.index} ({layer.operator.name}) "
+        "in a way that this trainer does not reproduce",
+        hint="please report it with the model; a shorter tail may work",
+    )

@@ -1,0 +1,105 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Local training: epochs of SGD over one device's samples."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fedlearn.dataset import Dataset
+from fedlearn.errors import TrainerError
+from fedlearn.messages import TrainingPlan
+from fedlearn.model import Model
+from fedlearn.trainer.loss import softmax_cross_entropy
+from fedlearn.trainer.order import sample_order
+from fedlearn.trainer.selftest import calibrate
+from fedlearn.trainer.tail import Tail
+
+LOSSES = ("softmax_cross_entropy",)
+
+# Loss and accuracy before and after are measured on this many samples at most: 3 % is close enough
+# for a dashboard, and the whole set would cost a third of an epoch each time.
+JUDGED_SAMPLES = 256
+_JUDGED_BATCH = 64
+
+# Called with the epoch (from 0), the share of the whole training done (0..1) and the mean loss of
+# the epoch so far.
+Progress = Callable[[int, float, float], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Quality:
+    """Mean cross-entropy (nats) and accuracy (0..1) by the trainer's own forward pass."""
+
+    loss: float
+    accuracy: float
+
+
+@dataclass(frozen=True, eq=False)
+class Training:
+    """What came out: the trained tensors by number, and the quality on the training data."""
+
+    values: dict[int, NDArray[np.int8] | NDArray[np.int32]]
+    before: Quality
+    after: Quality
+    samples: int
+
+
+def train(
+    model: Model,
+    tensors: Collection[int],
+    dataset: Dataset,
+    plan: TrainingPlan,
+    *,
+    seed: int,
+    max_samples: int | None = None,
+    progress: Progress | None = None,
+) -> Training:
+    """Train the tensors with these numbers on `dataset`; the model itself is not changed.
+
+    The result depends on model, tensors, data, plan and seed alone, to the bit. With more than
+    `max_samples` samples, that many are drawn by the seed. Raises UnsupportedOperatorError or
+    TrainerError.
+    """
+    if plan.loss not in LOSSES:
+        raise TrainerError(f"there is no loss {plan.loss!r}", hint=f"use {', '.join(LOSSES)}")
+    tail = Tail(model, tensors)
+    calibrate(tail, model, dataset.inputs)
+    chosen = sample_order(seed, 0, len(dataset))[:max_samples]
+    features, labels = tail.features(dataset.inputs[chosen]), dataset.labels[chosen]
+    before = _judge(tail, features, labels)
+    batches = -(-len(labels) // plan.batch_size)
+    for epoch in range(plan.epochs):
+        order = sample_order(seed, epoch + 1, len(labels))
+        loss = 0.0
+        for batch in range(batches):
+            rows = order[batch * plan.batch_size : (batch + 1) * plan.batch_size]
+            loss += _step(tail, features[rows], labels[rows], plan.learning_rate)
+            if progress:
+                seen = batch * plan.batch_size + len(rows)
+                progress(epoch, (epoch + (batch + 1) / batches) / plan.epochs, loss / seen)
+    return Training(tail.trained(), before, _judge(tail, features, labels), len(labels))
+
+
+def _step(
+    tail: Tail, features: NDArray[np.int8], labels: NDArray[np.int64], learning_rate: float
+) -> float:
+    """One step on one batch; returns the summed loss before it."""
+    judgement = softmax_cross_entropy(tail.forward(features), labels)
+    tail.backward(judgement.errors)
+    tail.update(learning_rate / len(labels))
+    return judgement.loss
+
+
+def _judge(tail: Tail, features: NDArray[np.int8], labels: NDArray[np.int64]) -> Quality:
+    features, labels = features[:JUDGED_SAMPLES], labels[:JUDGED_SAMPLES]
+    loss, hits = 0.0, 0
+    for start in range(0, len(labels), _JUDGED_BATCH):
+        rows = slice(start, start + _JUDGED_BATCH)
+        judgement = softmax_cross_entropy(tail.forward(features[rows]), labels[rows])
+        loss += judgement.loss
+        hits += judgement.hits
+    return Quality(loss / len(labels), hits / len(labels))

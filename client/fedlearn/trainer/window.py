@@ -1,0 +1,112 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The sliding window of convolutions: its geometry, patches, and their adjoint."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fedlearn.errors import ModelError
+from fedlearn.model.schema import Padding
+from fedlearn.trainer.exact import Real
+
+
+@dataclass(frozen=True, slots=True)
+class Axis:
+    """The window along one axis: how many places it takes, and the padding before and behind."""
+
+    size: int
+    kernel: int
+    stride: int
+    dilation: int
+    padding: Padding
+
+    def __post_init__(self) -> None:
+        if min(self.size, self.kernel, self.stride, self.dilation) < 1 or self.places < 1:
+            raise ModelError(f"a window of {self.kernel} by steps of {self.stride} is not possible")
+
+    @property
+    def places(self) -> int:
+        """Number of outputs (TFLite's ComputeOutSize)."""
+        if self.padding is Padding.SAME:
+            return -(-self.size // self.stride)
+        return (self.size - self.span) // self.stride + 1
+
+    @property
+    def span(self) -> int:
+        """Input cells from the first to the last tap of the kernel."""
+        return (self.kernel - 1) * self.dilation + 1
+
+    @property
+    def before(self) -> int:
+        """Zeros before the input; an odd total has its greater half behind it."""
+        return max((self.places - 1) * self.stride + self.span - self.size, 0) // 2
+
+    @property
+    def padded(self) -> int:
+        """Cells that the window sees, padding included."""
+        return max((self.places - 1) * self.stride + self.span, self.before + self.size)
+
+    def taps(self, tap: int) -> slice:
+        """The padded cells that kernel position `tap` meets over all places."""
+        start = tap * self.dilation
+        return slice(start, start + (self.places - 1) * self.stride + 1, self.stride)
+
+
+@dataclass(frozen=True, slots=True)
+class Window:
+    """A two-dimensional window over NHWC tensors."""
+
+    rows: Axis
+    columns: Axis
+
+    def pad(self, x: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Surround (N, H, W, C) with the zeros that the window sees."""
+        rows, columns = self.rows, self.columns
+        if rows.padded == rows.size and columns.padded == columns.size:
+            return np.ascontiguousarray(x)
+        padded = np.zeros((len(x), rows.padded, columns.padded, x.shape[3]), np.float32)
+        padded[self._inside()] = x
+        return padded
+
+    def _inside(self) -> tuple[slice, slice, slice]:
+        rows, columns = self.rows, self.columns
+        return (
+            slice(None),
+            slice(rows.before, rows.before + rows.size),
+            slice(columns.before, columns.before + columns.size),
+        )
+
+    def patches(self, x: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Every place's patch as a row: (N, H, W, C) -> (N * places, KH * KW * C)."""
+        rows, columns = self.rows, self.columns
+        padded = self.pad(x)
+        batch, down, right, channel = padded.strides
+        view = np.lib.stride_tricks.as_strided(
+            padded,
+            (len(x), rows.places, columns.places, rows.kernel, columns.kernel, x.shape[3]),
+            (
+                batch,
+                down * rows.stride,
+                right * columns.stride,
+                down * rows.dilation,
+                right * columns.dilation,
+                channel,
+            ),
+            writeable=False,
+        )
+        return view.reshape(len(x) * rows.places * columns.places, -1)
+
+    def scatter(self, patches: Real, channels: int) -> NDArray[np.float32]:
+        """Adjoint of `patches`: add each patch back where it was taken from; (N, H, W, C)."""
+        rows, columns = self.rows, self.columns
+        grid = patches.reshape(
+            -1, rows.places, columns.places, rows.kernel, columns.kernel, channels
+        )
+        padded = np.zeros((len(grid), rows.padded, columns.padded, channels), np.float32)
+        for row in range(rows.kernel):
+            for column in range(columns.kernel):
+                padded[:, rows.taps(row), columns.taps(column)] += grid[:, :, :, row, column]
+        return padded[self._inside()]

@@ -1,0 +1,165 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The trainer process: takes jobs on its standard input, answers on its standard output.
+
+The agent starts it for a round and it ends by itself when no job has come for a while, so NumPy
+and the runtime are in memory only while they are needed. It is also what the kernel kills first
+when memory runs out; the agent lives on and reports it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+import resource
+import select
+import sys
+import time
+from pathlib import Path
+from typing import BinaryIO
+
+from fedlearn import codec
+from fedlearn.dataset import Dataset
+from fedlearn.delta import apply_difference, encode_delta
+from fedlearn.errors import FedlearnError, ModelError
+from fedlearn.jobs import Done, Failed, JobMessage, PatchJob, Progress, TrainJob, receive, send
+from fedlearn.messages import Difference, EncodedTensor, Metrics, Update
+from fedlearn.model import Model
+from fedlearn.model.model import MAX_MODEL_BYTES
+from fedlearn.state import write_durably
+from fedlearn.trainer.order import device_seed
+from fedlearn.trainer.training import train
+
+log = logging.getLogger("fedlearn.worker")
+
+# The kernel adds this (of 1000) to the process's badness: it goes before anything of the system.
+_OOM_SCORE_ADJ = 800
+# A sign of life at most this often: enough for a progress bar and a watchdog.
+_PROGRESS_EVERY_S = 1.0
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Serve jobs until the input ends or none has come for the linger time."""
+    parser = argparse.ArgumentParser(prog="python -m fedlearn.worker", description=__doc__)
+    parser.add_argument("--linger-s", type=float, default=10.0, help="end after this idle time")
+    linger_s = parser.parse_args(arguments).linger_s
+    logging.basicConfig(format="%(name)s: %(message)s", level=logging.WARNING)
+    _volunteer_for_the_oom_killer()
+    jobs, replies = _take_streams()
+    while _has_input(jobs, linger_s):
+        job = receive(jobs)
+        if job is None:
+            break
+        try:
+            send(replies, _run(job, replies))
+        except FedlearnError as error:
+            send(replies, Failed(error.message, error.hint))
+        except MemoryError:
+            send(replies, Failed("out of memory", "train a shorter tail or use smaller batches"))
+        except BrokenPipeError:
+            break
+    return 0
+
+
+def _take_streams() -> tuple[BinaryIO, BinaryIO]:
+    """The pipes of the protocol; what a library prints goes to stderr instead."""
+    jobs = os.fdopen(os.dup(0), "rb", buffering=0)
+    replies = os.fdopen(os.dup(1), "wb")
+    os.dup2(2, 1)
+    return jobs, replies
+
+
+def _has_input(jobs: BinaryIO, linger_s: float) -> bool:
+    return bool(select.select([jobs], [], [], linger_s)[0])
+
+
+def _volunteer_for_the_oom_killer() -> None:
+    try:
+        Path("/proc/self/oom_score_adj").write_text(str(_OOM_SCORE_ADJ), encoding="ascii")
+    except OSError as error:  # a kernel without it, or a sandbox that forbids it
+        log.info("cannot set oom_score_adj: %s", error)
+
+
+def _run(job: JobMessage, replies: BinaryIO) -> Done:
+    if isinstance(job, PatchJob):
+        return _patch(job)
+    if isinstance(job, TrainJob):
+        return _train(job, replies)
+    raise FedlearnError(f"{type(job).__name__} is no job")
+
+
+def _read(path: str) -> bytes:
+    try:
+        return Path(path).read_bytes()
+    except OSError as error:
+        raise ModelError(f"cannot read {path}: {error.strerror}") from error
+
+
+def _patch(job: PatchJob) -> Done:
+    base = _read(job.base_path)
+    difference = codec.decode(Difference, job.difference, max_bytes=MAX_MODEL_BYTES)
+    data = apply_difference(base, difference.encoding, difference.data)
+    if Model.parse(data).digest != job.target:
+        raise ModelError("the difference does not lead to the model that was announced")
+    write_durably(Path(job.target_path), data)
+    return Done(b"", 0, 0.0, peak_rss_bytes())
+
+
+def _train(job: TrainJob, replies: BinaryIO) -> Done:
+    start_s, start_cpu_s = time.monotonic(), time.process_time()
+    model = Model.parse(_read(job.model_path))
+    if model.digest != job.model:
+        raise ModelError("the model on disk is not the round's", hint="it is fetched again")
+    told_s = start_s
+
+    def tell(_epoch: int, done: float, _loss: float) -> None:
+        nonlocal told_s
+        if time.monotonic() - told_s >= _PROGRESS_EVERY_S:
+            told_s = time.monotonic()
+            send(replies, Progress(done))
+
+    training = train(
+        model,
+        job.tensors,
+        Dataset.load(job.data_path, model),
+        job.plan,
+        seed=device_seed(job.seed, job.device),
+        max_samples=job.max_samples,
+        progress=tell,
+    )
+    tensors = []
+    for index, values in sorted(training.values.items()):
+        encoding, data = encode_delta(values.astype("int64") - model.array(index))
+        tensors.append(EncodedTensor(index, int(encoding), data))
+    train_s = time.monotonic() - start_s
+    metrics = Metrics(
+        loss_before=training.before.loss,
+        loss_after=training.after.loss,
+        accuracy_before=training.before.accuracy,
+        accuracy_after=training.after.accuracy,
+        train_s=train_s,
+        cpu_s=time.process_time() - start_cpu_s,
+        peak_rss_bytes=peak_rss_bytes(),
+    )
+    update = Update(
+        job.task, job.round, job.model, job.device, training.samples, metrics, tuple(tensors)
+    )
+    return Done(codec.encode(update), training.samples, train_s, metrics.peak_rss_bytes)
+
+
+def peak_rss_bytes() -> int:
+    """The largest resident size this program had.
+
+    VmHWM and not ru_maxrss, which a child inherits from the process that started it.
+    """
+    try:
+        for line in Path("/proc/self/status").read_text(encoding="ascii").splitlines():
+            if line.startswith("VmHWM:"):
+                return int(line.split()[1]) * 1024
+    except OSError:
+        pass  # no procfs: the coarser figure will do
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+if __name__ == "__main__":
+    sys.exit(main())
