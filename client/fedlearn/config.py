@@ -1,0 +1,220 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The device's configuration: one TOML file, read into frozen dataclasses.
+
+Each key is described once, in its field's annotation (help text and range): the help, the checks
+and the error messages all come from there.
+"""
+
+from __future__ import annotations
+
+import re
+import socket
+import tomllib
+from collections.abc import Iterator, Mapping
+from dataclasses import MISSING, dataclass, field, fields
+from pathlib import Path
+from typing import Annotated, Any, get_args, get_origin, get_type_hints
+
+from fedlearn.endpoint import parse_url
+from fedlearn.errors import ConfigError
+from fedlearn.messages import NAME, Pattern, Range
+
+DEFAULT_PATH = Path("/etc/fedlearn/fedlearn.toml")
+# Far more than every key with a long value; a larger file is not a configuration.
+MAX_CONFIG_BYTES = 64 * 1024
+
+
+def host_name() -> str:
+    """Return this machine's name in the form of a device name."""
+    return re.sub("[^A-Za-z0-9._-]", "-", socket.gethostname())[:64] or "device"
+
+
+@dataclass(frozen=True, slots=True)
+class DeviceConfig:
+    """`[device]`: who this device is and where it keeps its state."""
+
+    name: Annotated[str, "name of this device, unique within the task", Pattern(NAME)] = field(
+        default_factory=host_name
+    )
+    state_dir: Annotated[Path, "directory for models and unsent updates; survives a reboot"] = Path(
+        "/var/lib/fedlearn"
+    )
+    runtime_dir: Annotated[Path, "directory for status.json"] = Path("/run/fedlearn")
+
+
+@dataclass(frozen=True, slots=True)
+class AggregatorConfig:
+    """`[aggregator]`: whom this device trains for."""
+
+    task: Annotated[str, "name of the task to join", Pattern(NAME)]
+    url: Annotated[str, "https://host:port of the aggregator; empty: found on the LAN by mDNS"] = ""
+    ca: Annotated[Path | None, "PEM file of the CA that certifies the aggregator"] = None
+    insecure: Annotated[bool, "allow plain http, to loopback addresses only"] = False
+    interfaces: Annotated[
+        tuple[str, ...], "network interfaces (names or IPv4 addresses) for mDNS; empty: all"
+    ] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class DataConfig:
+    """`[data]`: what this device learns from."""
+
+    path: Annotated[Path, "npz file with arrays x (inputs) and y (labels); it stays on the device"]
+
+
+@dataclass(frozen=True, slots=True)
+class TrainingConfig:
+    """`[training]`: what training may cost."""
+
+    threads: Annotated[int, "threads of the trainer process", Range(1, 64)] = 1
+    linger_s: Annotated[
+        float, "seconds that the trainer process stays after a job for the next one", Range(0, 3600)
+    ] = 10.0
+
+
+@dataclass(frozen=True, slots=True)
+class Config:
+    """All of the configuration."""
+
+    aggregator: AggregatorConfig
+    data: DataConfig
+    device: DeviceConfig = field(default_factory=DeviceConfig)
+    training: TrainingConfig = TrainingConfig()
+
+
+def load_config(path: Path) -> Config:
+    """Read and check the file. Relative paths in it start at its own directory."""
+    try:
+        with path.open("rb") as stream:
+            text = stream.read(MAX_CONFIG_BYTES + 1)
+    except OSError as error:
+        raise ConfigError(
+            f"cannot read the configuration {path}: {error.strerror}",
+            hint="give its path with --config; fedlearn agent --help lists its keys",
+        ) from error
+    if len(text) > MAX_CONFIG_BYTES:
+        raise ConfigError(f"{path} is larger than {MAX_CONFIG_BYTES} bytes")
+    try:
+        values = tomllib.loads(text.decode())
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path} is no TOML: {error}") from error
+    try:
+        return parse_config(values, path.parent)
+    except ConfigError as error:
+        raise ConfigError(f"{path}: {error.message}", hint=error.hint) from error
+
+
+def parse_config(values: Mapping[str, object], base: Path) -> Config:
+    """Check a configuration's values; relative paths start at `base`."""
+    sections = get_type_hints(Config)
+    _refuse_unknown("section", values, sections)
+    parsed = {
+        name: _parse_section(name, kind, values.get(name, {}), base)
+        for name, kind in sections.items()
+    }
+    config = Config(**parsed)
+    _check_trust(config.aggregator)
+    return config
+
+
+def keys() -> Iterator[tuple[str, str, str]]:
+    """Yield (section, key, description with the default) of every key, for the help."""
+    for section, kind in get_type_hints(Config).items():
+        for key in _keys_of(kind):
+            yield section, key.name, f"{key.doc} ({key.shown_default})"
+
+
+@dataclass(frozen=True, slots=True)
+class _Key:
+    name: str
+    kind: Any
+    doc: str
+    constraint: Range | Pattern | None
+    required: bool
+    shown_default: str
+
+
+def _keys_of(section: type) -> Iterator[_Key]:
+    hints = get_type_hints(section, include_extras=True)
+    for each in fields(section):
+        kind, doc, *constraints = get_args(hints[each.name])
+        required = each.default is MISSING and each.default_factory is MISSING
+        default = each.default if each.default_factory is MISSING else each.default_factory()
+        yield _Key(
+            each.name,
+            kind,
+            doc,
+            constraints[0] if constraints else None,
+            required,
+            "required" if required else f"default: {_shown(default)}",
+        )
+
+
+def _shown(value: object) -> str:
+    return str(value).lower() if isinstance(value, bool) else str(value or "none")
+
+
+def _parse_section(section: str, kind: type, values: object, base: Path) -> Any:
+    if not isinstance(values, dict):
+        raise ConfigError(f"{section} must be a section", hint=f"write [{section}]")
+    known = {key.name: key for key in _keys_of(kind)}
+    _refuse_unknown(f"key in [{section}]", values, known)
+    parsed = {}
+    for name, key in known.items():
+        if name in values:
+            parsed[name] = _parse_value(f"{section}.{name}", key, values[name], base)
+        elif key.required:
+            raise ConfigError(f"{section}.{name} is missing", hint=key.doc)
+    return kind(**parsed)
+
+
+def _parse_value(where: str, key: _Key, value: object, base: Path) -> object:
+    kind = next((each for each in get_args(key.kind) if each in _EXPECTED), key.kind)
+    if get_origin(key.kind) is tuple:
+        kind = tuple
+    types, expected = _EXPECTED[kind]
+    if type(value) not in types:
+        raise ConfigError(f"{where} must be {expected}", hint=key.doc)
+    if key.constraint is not None and not key.constraint.allows(value):  # type: ignore[arg-type]
+        raise ConfigError(f"{where} must be {key.constraint}", hint=f"it is {value!r}")
+    if kind is Path:
+        if not value:
+            raise ConfigError(f"{where} is empty", hint=key.doc)
+        return base.absolute() / str(value)
+    if isinstance(value, list):
+        if not all(isinstance(each, str) for each in value):
+            raise ConfigError(f"{where} must be {expected}", hint=key.doc)
+        return tuple(value)
+    return float(value) if kind is float else value  # type: ignore[arg-type]
+
+
+# What TOML value each type takes. The exact type counts: true is no integer here.
+_EXPECTED: dict[Any, tuple[tuple[type, ...], str]] = {
+    str: ((str,), "a string"),
+    Path: ((str,), "a string, a path"),
+    bool: ((bool,), "true or false"),
+    int: ((int,), "an integer"),
+    float: ((int, float), "a number"),
+    tuple: ((list,), "a list of strings"),
+}
+
+
+def _refuse_unknown(what: str, given: Mapping[str, object], known: Mapping[str, object]) -> None:
+    for name in given:
+        if name not in known:
+            import difflib  # noqa: PLC0415 - only for this error; the agent stays small
+
+            near = difflib.get_close_matches(name, known, n=1)
+            hint = f"did you mean {near[0]}?" if near else f"known: {', '.join(known)}"
+            raise ConfigError(f"unknown {what}: {name}", hint=hint)
+
+
+def _check_trust(aggregator: AggregatorConfig) -> None:
+    """Refuse what would leave the aggregator's identity unproven."""
+    if aggregator.url:
+        parse_url(aggregator.url, insecure=aggregator.insecure)
+    elif aggregator.ca is None and not aggregator.insecure:
+        raise ConfigError(
+            "aggregator.ca is missing, and anyone on the LAN can answer by mDNS",
+            hint="name the CA's PEM file; or insecure = true for an aggregator on this machine",
+        )

@@ -1,0 +1,227 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One persistent HTTP/1.1 connection to the aggregator, over TLS 1.3.
+
+It opens itself when it is needed and once more when the aggregator has dropped it between two
+requests; all requests of the protocol may be repeated. A stop request ends whatever it waits for.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import http.client
+import socket
+import ssl
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from fedlearn.endpoint import Endpoint, refuse_plaintext_beyond_loopback
+from fedlearn.errors import ConfigError, NetworkError, ProtocolError
+from fedlearn.log import clean
+from fedlearn.stop import StopSignal
+from fedlearn.version import VERSION
+
+CONNECT_TIMEOUT_S = 5.0  # the aggregator is on the LAN: a round trip takes milliseconds
+CHUNK_BYTES = 64 * 1024
+
+
+@dataclass(frozen=True, slots=True)
+class Reply:
+    """A whole answer."""
+
+    status: int
+    body: bytes
+
+
+def tls_context(endpoint: Endpoint, ca: Path | None) -> ssl.SSLContext | None:
+    """Trust `ca` alone, or the system's CAs when there is none; None for plain http."""
+    if not endpoint.tls:
+        return None
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.minimum_version = ssl.TLSVersion.TLSv1_3
+    context.check_hostname = endpoint.named
+    if ca is None:
+        context.load_default_certs()
+        return context
+    try:
+        context.load_verify_locations(ca)
+    except OSError as error:  # an ssl.SSLError is one, too
+        raise ConfigError(
+            f"cannot use aggregator.ca {ca}: {error.strerror or error}",
+            hint="it must be a PEM file with the CA's certificate",
+        ) from error
+    return context
+
+
+class Connection:
+    """Requests to one endpoint, one at a time."""
+
+    def __init__(self, endpoint: Endpoint, ca: Path | None, stop: StopSignal) -> None:
+        self.endpoint = endpoint
+        self._stop = stop
+        self._http = _Http(endpoint, tls_context(endpoint, ca), stop)
+        stop.interrupt = self._http.interrupt
+
+    def close(self) -> None:
+        """Close the connection; the next request opens it again."""
+        self._http.close()
+
+    def request(
+        self,
+        method: str,
+        path: str,
+        *,
+        body: bytes | None = None,
+        headers: Mapping[str, str] | None = None,
+        timeout_s: float,
+        max_bytes: int,
+    ) -> Reply:
+        """Send a request and read the whole answer, which may have `max_bytes`."""
+        with self.open(method, path, body=body, headers=headers, timeout_s=timeout_s) as response:
+            return Reply(response.status, read_body(response, max_bytes, timeout_s))
+
+    @contextlib.contextmanager
+    def open(
+        self,
+        method: str,
+        path: str,
+        *,
+        body: bytes | None = None,
+        headers: Mapping[str, str] | None = None,
+        timeout_s: float,
+    ) -> Iterator[http.client.HTTPResponse]:
+        """Send a request and give the response to read from within the `with` block.
+
+        `timeout_s` bounds each wait for bytes. Raises `NetworkError`, `ProtocolError` for what is
+        no HTTP, or `Stopped`; and turns what the block meets while it reads into the same.
+        """
+        complete = False
+        try:
+            response = self._send(method, path, body, headers or {}, timeout_s)
+            yield response
+            complete = response.isclosed()
+        except http.client.HTTPException as error:
+            self._stop.check()
+            text = clean(error) or type(error).__name__
+            raise ProtocolError(f"{self.endpoint} answers with broken HTTP: {text}") from error
+        except OSError as error:
+            self._stop.check()
+            raise _network_error(self.endpoint, error) from error
+        finally:
+            if not complete:  # what is left of the answer would be taken for the next one
+                self.close()
+
+    def _send(
+        self,
+        method: str,
+        path: str,
+        body: bytes | None,
+        headers: Mapping[str, str],
+        timeout_s: float,
+    ) -> http.client.HTTPResponse:
+        """Return the response once its headers are there."""
+        everything = {"User-Agent": f"fedlearn/{VERSION}", **headers}
+        while True:
+            self._stop.check()
+            used_before = self._http.sock is not None
+            try:
+                if not used_before:
+                    self._http.connect()
+                self._http.sock.settimeout(timeout_s)
+                self._http.request(method, path, body, everything)
+                return self._http.getresponse()
+            except (ConnectionError, http.client.RemoteDisconnected):
+                self._http.close()
+                self._stop.check()
+                if not used_before:
+                    raise
+
+
+class _Http(http.client.HTTPConnection):
+    """`http.client`, with the sockets in our hands so that a signal handler can end each wait."""
+
+    def __init__(
+        self, endpoint: Endpoint, context: ssl.SSLContext | None, stop: StopSignal
+    ) -> None:
+        super().__init__(endpoint.host, endpoint.port)
+        self._context = context
+        self._stop = stop
+        self._current: socket.socket | None = None
+
+    def connect(self) -> None:
+        """Connect to the first address that answers, and do the TLS handshake."""
+        found = socket.getaddrinfo(self.host, self.port, type=socket.SOCK_STREAM)
+        for at, (family, kind, protocol, _, address) in enumerate(found):
+            if self._context is None:
+                refuse_plaintext_beyond_loopback(str(address[0]))
+            self._current = socket.socket(family, kind, protocol)
+            try:
+                self._connect(self._current, address)
+                return
+            except OSError:
+                self._current.close()
+                if at == len(found) - 1:
+                    raise
+
+    def _connect(self, plain: socket.socket, address: object) -> None:
+        # The socket is known to `interrupt` before the flag is read: one of the two sees a stop.
+        self._stop.check()
+        plain.settimeout(CONNECT_TIMEOUT_S)
+        plain.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        plain.connect(address)  # type: ignore[arg-type]
+        self.sock = plain
+        if self._context is not None:
+            secured = self._context.wrap_socket(
+                plain, server_hostname=self.host, do_handshake_on_connect=False
+            )
+            self.sock = self._current = secured
+            self._stop.check()
+            secured.do_handshake()
+
+    def interrupt(self) -> None:
+        """End every wait for the socket. Safe in a signal handler."""
+        current = self._current
+        if current is not None:
+            try:
+                # Not SSLSocket.shutdown: it drops the TLS state under the reader's feet.
+                socket.socket.shutdown(current, socket.SHUT_RDWR)
+            except OSError:  # not connected yet
+                current.close()
+
+
+def read_body(response: http.client.HTTPResponse, max_bytes: int, timeout_s: float) -> bytes:
+    """Read the rest of an answer; raise `ProtocolError` if it has more than `max_bytes`."""
+    deadline = time.monotonic() + timeout_s
+    body = bytearray()
+    while chunk := response.read1(CHUNK_BYTES):
+        body += chunk
+        if len(body) > max_bytes:
+            raise ProtocolError(f"the answer has more than {max_bytes} bytes", status=413)
+        if time.monotonic() > deadline:
+            raise TimeoutError
+    if response.length:
+        raise ConnectionResetError
+    return bytes(body)
+
+
+def _network_error(endpoint: Endpoint, error: OSError) -> NetworkError:
+    if isinstance(error, ssl.SSLCertVerificationError):
+        return NetworkError(
+            f"{endpoint} cannot prove who it is: {clean(error.verify_message)}",
+            hint="aggregator.ca must be the CA of this aggregator, and the clock must be right",
+        )
+    if isinstance(error, ssl.SSLError):
+        return NetworkError(
+            f"no TLS with {endpoint}: {clean(error.reason or error)}",
+            hint="the aggregator must speak TLS 1.3",
+        )
+    if isinstance(error, socket.gaierror):
+        return NetworkError(
+            f"{endpoint.host} has no address: {error.strerror}", hint="check aggregator.url"
+        )
+    if isinstance(error, TimeoutError):
+        return NetworkError(f"{endpoint} does not answer in time")
+    if isinstance(error, ConnectionRefusedError):
+        return NetworkError(f"nothing listens at {endpoint}", hint="is the aggregator running?")
+    return NetworkError(f"the connection to {endpoint} broke: {error.strerror or 'closed'}")

@@ -1,0 +1,220 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the device keeps on disk, such that a power cut at any instruction loses nothing.
+
+    lock              held while an agent runs
+    agent.json        what it remembers, see `Memory`
+    pending.cbor      an update that is trained and not yet acknowledged
+    models/<hex>.tflite, models/<hex>.part   models by SHA-256, and a download under way
+
+Whatever cannot be read, because it is torn or corrupt, is put aside and never stops the agent.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import hashlib
+import json
+import logging
+import os
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from fedlearn import codec
+from fedlearn.errors import ProtocolError, StorageError
+from fedlearn.jobs import MAX_JOB_BYTES
+from fedlearn.messages import Update
+
+# The current model, and the one before: the aggregator sends a difference from either.
+MODELS_KEPT = 2
+_HINTS = {
+    errno.ENOSPC: "the disk is full: make room",
+    errno.EDQUOT: "the quota is used up: make room",
+    errno.EFBIG: "the file size limit of this process is too small",
+    errno.EACCES: "run as a user who may write there, or choose another directory",
+    errno.EPERM: "run as a user who may write there, or choose another directory",
+    errno.EROFS: "the file system is read-only: choose another directory",
+    errno.EIO: "the disk fails: replace it",
+}
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Memory:
+    """What the agent remembers from one start to the next: hints, all of which may be lost."""
+
+    aggregator: str = ""  # host:port of the aggregator that answered last
+
+
+@contextlib.contextmanager
+def storage_errors(action: str, path: Path) -> Iterator[None]:
+    """Turn an `OSError` into a `StorageError` that says what to do."""
+    try:
+        yield
+    except OSError as error:
+        hint = _HINTS.get(error.errno or 0, "")
+        raise StorageError(f"cannot {action} {path}: {error.strerror}", hint=hint) from error
+
+
+def write_durably(path: Path, data: bytes) -> None:
+    """Replace the file: after a power cut it is the old one or the new one, never a mixture."""
+    temporary = path.with_name(f".{path.name}.tmp")
+    with storage_errors("write", path):
+        try:
+            with temporary.open("wb") as stream:
+                stream.write(data)
+                stream.flush()
+                os.fsync(stream.fileno())
+            publish(temporary, path)
+        except OSError:
+            temporary.unlink(missing_ok=True)
+            raise
+
+
+def publish(temporary: Path, path: Path) -> None:
+    """Give a file that is synced to disk its final name, durably."""
+    temporary.replace(path)
+    sync_directory(path.parent)
+
+
+def sync_directory(path: Path) -> None:
+    """Make the names in a directory durable."""
+    directory = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(directory)
+    finally:
+        os.close(directory)
+
+
+def set_aside(path: Path, why: str) -> None:
+    """Rename a file that cannot be used to `*.corrupt`, for a person to look at; keep one."""
+    logger.warning("%s is put aside: %s", path, why)
+    try:
+        path.replace(path.with_name(f"{path.name}.corrupt"))
+    except OSError as error:
+        logger.warning("cannot rename %s: %s", path, error.strerror)
+
+
+class StateDirectory:
+    """The agent's directory, of which it is the only user."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self.models = Models(path / "models")
+        with storage_errors("create", self.models.path):
+            self.models.path.mkdir(parents=True, exist_ok=True, mode=0o700)
+        self._lock = _lock(path / "lock")
+
+    def close(self) -> None:
+        """Let another agent use the directory."""
+        os.close(self._lock)
+
+    def memory(self) -> Memory:
+        """Read what was remembered; nothing if there is nothing readable."""
+        path = self._path / "agent.json"
+        try:
+            values = json.loads(path.read_bytes())
+            return Memory(aggregator=str(values["aggregator"]))
+        except FileNotFoundError:
+            pass
+        except (OSError, ValueError, LookupError, TypeError) as error:
+            set_aside(path, f"cannot be read: {error}")
+        return Memory()
+
+    def remember(self, memory: Memory) -> None:
+        """Write what to remember."""
+        write_durably(self._path / "agent.json", json.dumps(asdict(memory)).encode())
+
+    def save_pending(self, body: bytes) -> None:
+        """Keep an update's body until it is acknowledged."""
+        write_durably(self._path / "pending.cbor", body)
+
+    def pending(self) -> tuple[Update, bytes] | None:
+        """Return the update that is not acknowledged yet, and its body."""
+        path = self._path / "pending.cbor"
+        try:
+            body = path.read_bytes()
+            return codec.decode(Update, body, max_bytes=MAX_JOB_BYTES), body
+        except FileNotFoundError:
+            pass
+        except (OSError, ProtocolError) as error:
+            set_aside(path, f"cannot be read: {error}")
+        return None
+
+    def drop_pending(self) -> None:
+        """Forget the update: it is acknowledged, or will never be."""
+        path = self._path / "pending.cbor"
+        with storage_errors("delete", path):
+            path.unlink(missing_ok=True)
+            sync_directory(self._path)
+
+
+class Models:
+    """Models by their SHA-256."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def file(self, digest: bytes) -> Path:
+        """Return where the model is, or will be."""
+        return self.path / f"{digest.hex()}.tflite"
+
+    def partial(self, digest: bytes) -> Path:
+        """Return where the model's download is collected."""
+        return self.path / f"{digest.hex()}.part"
+
+    def has(self, digest: bytes) -> bool:
+        """Tell whether the model is here and, to the last bit, what it should be."""
+        path = self.file(digest)
+        try:
+            with path.open("rb") as stream:
+                found = hashlib.file_digest(stream, "sha256").digest()
+        except FileNotFoundError:
+            return False
+        except OSError as error:
+            set_aside(path, f"cannot be read: {error.strerror}")
+            return False
+        if found != digest:
+            set_aside(path, "its SHA-256 is wrong")
+        return found == digest
+
+    def newest(self) -> bytes | None:
+        """Return the digest of the intact model that came last: the base of a difference."""
+        for path in self._by_age():
+            with contextlib.suppress(ValueError):
+                digest = bytes.fromhex(path.stem)
+                if self.has(digest):
+                    return digest
+        return None
+
+    def prune(self, current: bytes) -> None:
+        """Delete all but `current` and the one before it, and downloads of other models."""
+        others = [path for path in self._by_age() if path != self.file(current)]
+        stale = [path for path in self.path.glob("*.part") if path != self.partial(current)]
+        for path in others[MODELS_KEPT - 1 :] + stale:
+            with contextlib.suppress(OSError):
+                path.unlink()
+
+    def _by_age(self) -> list[Path]:
+        dated = []
+        for path in self.path.glob("*.tflite"):
+            with contextlib.suppress(OSError):
+                dated.append((path.stat().st_mtime_ns, path))
+        return [path for _, path in sorted(dated, reverse=True)]
+
+
+def _lock(path: Path) -> int:
+    with storage_errors("open", path):
+        lock = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(lock)
+        raise StorageError(
+            f"another agent uses {path.parent}",
+            hint="stop it, or give this one a device.state_dir of its own",
+        ) from None
+    return lock

@@ -1,0 +1,97 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the agent tells about itself: `status.json`, written anew on each change."""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+from fedlearn.errors import FedlearnError
+from fedlearn.log import clean
+from fedlearn.state import storage_errors
+
+
+@dataclass(frozen=True, slots=True)
+class Status:
+    """The agent at one moment. Bytes are those of HTTP bodies; 0 and "" mean: not yet."""
+
+    state: str
+    reason: str = ""  # why it is in this state
+    pid: int = 0
+    device: str = ""
+    task: str = ""
+    aggregator: str = ""  # URL of the aggregator in use
+    round: int = 0  # of the last order
+    model: str = ""  # SHA-256 (hex) of the last order's base model
+    started: float = 0.0  # Unix seconds
+    first_training_s: float | None = None  # from the process's start to the first TrainJob
+    rounds_trained: int = 0  # updates that the aggregator acknowledged
+    bytes_up: int = 0  # of updates, since the start
+    bytes_down: int = 0  # of models and differences, since the start
+    update_bytes: int = 0  # the last update
+    model_download_bytes: int = 0  # the last model, or difference
+    trainer_peak_rss_bytes: int = 0
+    agent_rss_bytes: int = 0
+    last_error: str = ""
+
+
+def write_status(path: Path, status: Status) -> None:
+    """Replace the file atomically. No fsync: it tells of a process that a power cut ends too."""
+    temporary = path.with_name(f".{path.name}.tmp")
+    with storage_errors("write", path):
+        temporary.write_text(json.dumps(asdict(status), indent=1) + "\n")
+        temporary.replace(path)
+
+
+def read_status(path: Path) -> Status:
+    """Read the file of an agent; raise `FedlearnError` when there is none."""
+    try:
+        values: dict[str, Any] = json.loads(path.read_bytes())
+        known = {field.name for field in fields(Status)}
+        return Status(**{name: value for name, value in values.items() if name in known})
+    except FileNotFoundError as error:
+        raise FedlearnError(
+            f"there is no {path}", hint="is the agent started, with this configuration?"
+        ) from error
+    except (OSError, ValueError, TypeError, AttributeError) as error:
+        raise FedlearnError(f"cannot read {path}: {error}") from error
+
+
+def is_alive(status: Status) -> bool:
+    """Tell whether the process that wrote the status still runs."""
+    try:
+        os.kill(status.pid, 0)
+    except PermissionError:  # it runs, as another user
+        return True
+    except (OSError, OverflowError):
+        return False
+    return status.pid > 0
+
+
+def rss_bytes() -> int:
+    """Return this process's resident memory."""
+    pages = int(Path("/proc/self/statm").read_text().split()[1])
+    return pages * os.sysconf("SC_PAGE_SIZE")
+
+
+def describe(status: Status) -> str:
+    """Describe the status for a person."""
+    state = status.state.replace("_", " ") if is_alive(status) else "not running"
+    lines = [
+        ("state", f"{state} ({status.reason})" if status.reason else state),
+        ("device", f"{status.device}, task {status.task}, pid {status.pid}"),
+        ("aggregator", status.aggregator or "none found"),
+        ("round", f"{status.round}, model {status.model[:12]}" if status.model else "none yet"),
+        ("trained", f"{status.rounds_trained} rounds acknowledged"),
+        ("network", f"{status.bytes_up} bytes of updates up, {status.bytes_down} of models down"),
+        (
+            "memory",
+            f"agent {status.agent_rss_bytes / 1e6:.0f} MB, "
+            f"trainer at most {status.trainer_peak_rss_bytes / 1e6:.0f} MB",
+        ),
+        ("last error", status.last_error or "none"),
+    ]
+    return "\n".join(f"{name:<11} {clean(text)}" for name, text in lines)

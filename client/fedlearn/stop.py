@@ -1,0 +1,68 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A clean stop: SIGTERM or SIGINT ends every wait of the agent at once.
+
+Python resumes a system call that a signal interrupted (PEP 475). So the handler sets a flag, makes
+a file descriptor readable for those who wait in `select`, and calls `interrupt` for the one who
+waits inside `http.client`, which shuts its socket down.
+"""
+
+from __future__ import annotations
+
+import os
+import select
+import signal
+from collections.abc import Callable
+from types import FrameType
+from typing import Protocol
+
+
+class HasFileno(Protocol):
+    """What `select` can wait for."""
+
+    def fileno(self) -> int:
+        """Return the file descriptor."""
+
+
+class Stopped(Exception):  # noqa: N818 - no error: it carries a request to the agent's loop
+    """The process was asked to end."""
+
+
+class StopSignal:
+    """The request to end, as a flag and as something to wait for."""
+
+    def __init__(self) -> None:
+        self.signal: int | None = None
+        self.requested = False
+        self.interrupt: Callable[[], None] = lambda: None
+        self._event = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+
+    def fileno(self) -> int:
+        """Return a file descriptor that becomes, and stays, readable when a stop is requested."""
+        return self._event
+
+    def install(self) -> None:
+        """Take SIGTERM and SIGINT. A second one ends the process the hard way."""
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, self._handle)
+
+    def request(self) -> None:
+        """Ask for the stop, from a signal handler or from anywhere else."""
+        self.requested = True
+        os.eventfd_write(self._event, 1)
+        self.interrupt()
+
+    def check(self) -> None:
+        """Raise `Stopped` if a stop is requested."""
+        if self.requested:
+            raise Stopped
+
+    def wait(self, timeout_s: float | None, *readable: HasFileno) -> bool:
+        """Wait until one of `readable` can be read: False after the timeout, or raise `Stopped`."""
+        ready, _, _ = select.select([self, *readable], [], [], timeout_s)
+        self.check()
+        return bool(ready)
+
+    def _handle(self, number: int, frame: FrameType | None) -> None:
+        self.signal = number
+        signal.signal(number, signal.SIG_DFL)
+        self.request()
