@@ -68,7 +68,7 @@ class WeightedLayer(Layer):
         has_bias = bias >= 0 and model.tensors[bias].is_constant
         self.bias = Parameter(model.array(bias) if has_bias else np.zeros(channels, np.int32))
         self._set_clamp(self._activation())
-        self.arithmetic = Arithmetic.FIXED_POINT
+        self.arithmetic = Arithmetic.TWICE_UP
         self._input_scale = self.input.scale
         self._logit_scales = (self.input.scales * self._weight_scales).astype(np.float32)
         self.trains_weight = self.trains_bias = False

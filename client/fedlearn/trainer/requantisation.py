@@ -6,10 +6,11 @@ runtimes differ in how they hold m and how they round; each way is here once. Ac
 as float64 holding integers, results leave as float32 holding integers without the zero point.
 
 - FLOAT32 (XNNPACK): m in float32, product in float32, round half to even.
-- FIXED_POINT (ruy, the kernels of FULLY_CONNECTED and CONV_2D): m = M 2^(e-31) with a 31-bit M,
-  exact product, round half up.
-- FIXED_POINT_TWICE (TFLite's portable `MultiplyByQuantizedMultiplier`): the same M and e, but the
-  high half of the doubled product is rounded first, and again after the shift by e.
+- FIXED_POINT: m = M 2^(e-31) with a 31-bit M, exact product, round half up.
+- TWICE_UP (ruy on x86): the same M and e; the product is rounded to M's high half first (half up),
+  then again after the shift by e (half up).
+- TWICE_AWAY (TFLite's portable `MultiplyByQuantizedMultiplier`): the same, but the second rounding
+  takes halves away from zero.
 
 M and e as in Jacob et al. 2018, "Quantization and Training of Neural Networks for Efficient
 Integer-Arithmetic-Only Inference", section 2.2.
@@ -31,8 +32,9 @@ _LARGEST_OUTPUT = 256.0
 class Arithmetic(Enum):
     """How a kernel rounds."""
 
+    TWICE_UP = "fixed point, rounded twice, halves up"
+    TWICE_AWAY = "fixed point, rounded twice, halves away from zero"
     FIXED_POINT = "fixed point"
-    FIXED_POINT_TWICE = "fixed point, rounded twice"
     FLOAT32 = "float32"
 
 
@@ -63,33 +65,43 @@ class Requantiser:
         self._multiplier = np.where(overflow, multiplier >> 1, multiplier)
         self._exponent = np.where(overflow, exponent + 1, exponent).astype(np.int64)
         self._real = self._multiplier * 2.0 ** (self._exponent - 31.0)
-        smallest = float(self._real.min())
-        self._fast = (
-            arithmetic is Arithmetic.FIXED_POINT and _LARGEST_OUTPUT / smallest < _EXACT_ACCUMULATOR
-        )
+        # Fast is float64; it is exact for every accumulator that does not saturate the output.
+        self._fast = _LARGEST_OUTPUT / float(self._real.min()) < _EXACT_ACCUMULATOR
+        self._left = 2.0 ** np.maximum(self._exponent, 0)
+        self._right = 2.0 ** np.minimum(self._exponent, 0)
 
     def __call__(self, accumulator: NDArray[np.float64]) -> NDArray[np.float32]:
         """Rescale an accumulator (..., C) of integers; the result is not yet clamped."""
         if self.arithmetic is Arithmetic.FLOAT32:
             return np.rint(accumulator.astype(np.float32) * self._factor)
-        if self._fast:
-            scaled = accumulator * self._real
-            scaled += 0.5
-            return np.floor(scaled, out=scaled).astype(np.float32)
-        exact = accumulator.astype(np.int64)
+        if not self._fast:
+            return self._in_integers(accumulator.astype(np.int64)).astype(np.float32)
+        if self.arithmetic is Arithmetic.FIXED_POINT:
+            return _half_up(accumulator * self._real).astype(np.float32)
+        high = _half_up(accumulator * (self._multiplier * self._left * 2.0**-31))
+        high *= self._right
+        if self.arithmetic is Arithmetic.TWICE_UP:
+            return _half_up(high).astype(np.float32)
+        high += np.copysign(0.5, high)
+        return np.trunc(high, out=high).astype(np.float32)
+
+    def _in_integers(self, exact: NDArray[np.int64]) -> NDArray[np.int64]:
+        """The fixed-point ways as TFLite writes them, for multipliers so small that float64 ends.
+
+        |exact| < 2^31 and M < 2^31, so nothing overflows but for multipliers of 2 and more, which
+        no kernel has whose accumulator can be that large.
+        """
         if self.arithmetic is Arithmetic.FIXED_POINT:
             shift = 31 - self._exponent
-            return ((exact * self._multiplier + (1 << (shift - 1))) >> shift).astype(np.float32)
-        return self._rounded_twice(exact).astype(np.float32)
-
-    def _rounded_twice(self, exact: NDArray[np.int64]) -> NDArray[np.int64]:
-        left = np.maximum(self._exponent, 0)
-        right = np.maximum(-self._exponent, 0)
-        product = (exact << left) * self._multiplier
-        # SaturatingRoundingDoublingHighMul: nearest, ties away from zero; division truncates.
-        nudged = product + np.where(product >= 0, 1 << 30, 1 - (1 << 30))
-        high = np.where(nudged >= 0, nudged >> 31, -((-nudged) >> 31))
-        # RoundingDivideByPOT: nearest, ties away from zero.
+            return (exact * self._multiplier + (np.int64(1) << (shift - 1))) >> shift
+        left, right = np.maximum(self._exponent, 0), np.maximum(-self._exponent, 0)
+        high = ((exact << left) * self._multiplier + (1 << 30)) >> 31
         mask = (np.int64(1) << right) - 1
-        threshold = (mask >> 1) + (high < 0)
-        return (high >> right) + ((high & mask) > threshold)
+        if self.arithmetic is Arithmetic.TWICE_UP:
+            return (high + ((mask + 1) >> 1)) >> right
+        return (high >> right) + ((high & mask) > (mask >> 1) + (high < 0))
+
+
+def _half_up(values: NDArray[np.float64]) -> NDArray[np.float64]:
+    values += 0.5
+    return np.floor(values, out=values)
