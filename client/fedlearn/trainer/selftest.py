@@ -35,7 +35,7 @@ def calibrate(
     naming the operator when no arithmetic reproduces the runtime's output.
     """
     inputs = inputs[:SAMPLES]
-    # Where too few outputs tell two of them apart, the one that the kernels are known for goes first.
+    # Where too few outputs tell two of them apart, the one that the kernels are known for wins.
     likely = sorted(Arithmetic, key=lambda kind: (kind is Arithmetic.FLOAT32) != delegates)
     x = tail.centred(tail.features(inputs, delegates=delegates))
     for layer in tail.layers:
