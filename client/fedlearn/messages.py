@@ -65,10 +65,8 @@ class Encoding(IntEnum):
     INT8 = 1
     INT16 = 2
     INT32 = 3
-    DEFLATED_INT8 = 4
-    DEFLATED_INT16 = 5
-    DEFLATED_INT32 = 6
-    PLACEHOLDER = 7
+    CODES = 4
+    PLANES = 5
 
 
 @dataclass(frozen=True, slots=True)
