@@ -1,0 +1,79 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the aggregator tells of its rounds: `GET /v1/status`, as any monitor would read it."""
+
+from __future__ import annotations
+
+import http.client
+import json
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+from fedlearn_demo.rounds import Round
+
+_TIMEOUT_S = 10.0
+
+
+class Feed:
+    """Finds the aggregator by the file that `serve` leaves in its data directory."""
+
+    def __init__(self, data_dir: Path) -> None:
+        self._announcement = data_dir / "serve.json"
+        self._connection: http.client.HTTPConnection | None = None
+        self.url = ""
+        self.doing = "starting"
+
+    def connect(self) -> bool:
+        """Whether the aggregator answers by now."""
+        try:
+            self.url = json.loads(self._announcement.read_bytes())["url"]
+        except FileNotFoundError:
+            return False
+        address = urlsplit(self.url)
+        self._connection = http.client.HTTPConnection(
+            str(address.hostname), address.port, timeout=_TIMEOUT_S
+        )
+        self.poll()
+        return True
+
+    def poll(self) -> list[Round]:
+        """Return the rounds that are closed and judged, in order; `doing` tells of the next."""
+        assert self._connection
+        self._connection.request("GET", "/v1/status")
+        status = json.loads(self._connection.getresponse().read())
+        self.doing = _doing(status)
+        rounds: list[Round] = []
+        began: float | None = None
+        for row in status["rounds"]:
+            if row["state"] != "closed" or row["accuracy"] is None:
+                break
+            # A round lasts from the end of the one before it; the first one, from its first seat.
+            rounds.append(_round(row, row["started"] if began is None else began))
+            began = row["closed"]
+        return rounds
+
+
+def _round(row: dict[str, Any], began: float) -> Round:
+    return Round(
+        number=row["number"],
+        devices=row["updates"],
+        accuracy=row["accuracy"],
+        loss=row["loss"],
+        bytes_up=tuple(row["bytes_up"]),
+        bytes_down=tuple(row["bytes_down"]),
+        wall_s=row["closed"] - began,
+        slowest_train_s=row["slowest_train_s"],
+        model=row["result"],
+    )
+
+
+def _doing(status: dict[str, Any]) -> str:
+    newest = status["rounds"][-1]
+    match newest["state"]:
+        case "open":
+            return "waiting for devices"
+        case "training":
+            return f"training: {newest['updates']} of {status['cohort']} updates are in"
+        case "aggregating":
+            return "aggregating"
+    return "testing the last model"

@@ -1,0 +1,138 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The aggregator and the devices of a run, each a process of its own on loopback.
+
+The devices get no address: they find the aggregator by mDNS, as they would on a LAN.
+"""
+
+from __future__ import annotations
+
+import json
+import secrets
+import subprocess
+import sys
+from dataclasses import dataclass
+
+import numpy as np
+
+from fedlearn.errors import FedlearnError
+from fedlearn_demo.digits import MODEL_PATH, dirichlet_split, load_test, load_train
+from fedlearn_demo.meter import Meter
+from fedlearn_demo.process import Nursery
+from fedlearn_demo.settings import Settings
+from fedlearn_demo.workspace import Workspace
+
+LOOPBACK = "127.0.0.1"
+# A round of the digits takes a second or two; a very slow machine needs more.
+DEADLINE_S = 120.0
+# Longer than a round, so that the trainer stays from one to the next; short enough to be seen gone.
+LINGER_S = 5.0
+
+_DEVICE_TOML = """\
+# SPDX-License-Identifier: Apache-2.0
+[device]
+name = {name}
+state_dir = "state"
+runtime_dir = "run"
+
+[aggregator]
+task = {task}
+insecure = true # loopback only
+interfaces = ["{loopback}"]
+
+[data]
+path = "digits.npz"
+
+[training]
+linger_s = {linger_s}
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Device:
+    """A device of the fleet; `meter` follows its processes."""
+
+    name: str
+    samples: int
+    meter: Meter
+
+
+class Fleet:
+    """Prepares the files of a run, then starts its processes in `nursery`."""
+
+    def __init__(self, settings: Settings, workspace: Workspace, nursery: Nursery) -> None:
+        self._settings = settings
+        self._workspace = workspace
+        self._nursery = nursery
+        # Two demos on one machine share its loopback: neither may take the other's devices.
+        self.task = f"digits-{secrets.token_hex(3)}"
+        self._shards: dict[str, int] = {}
+
+    def prepare(self) -> None:
+        """Write every device's shard and configuration, and make the task."""
+        settings, workspace = self._settings, self._workspace
+        x, y = load_train()
+        shards = dirichlet_split(y, settings.devices, settings.alpha, settings.seed)
+        for number, shard in enumerate(shards, 1):
+            name = f"device-{number:02}"
+            folder = workspace.device(name)
+            for each in (folder, folder / "state", folder / "run"):
+                each.mkdir()
+            np.savez(folder / "digits.npz", x=x[shard], y=y[shard])
+            toml = _DEVICE_TOML.format(
+                name=json.dumps(name),
+                task=json.dumps(self.task),
+                loopback=LOOPBACK,
+                linger_s=LINGER_S,
+            )
+            (folder / "fedlearn.toml").write_text(toml)
+            self._shards[name] = len(shard)
+        x_test, y_test = load_test()
+        np.savez(workspace.test_data, x=x_test, y=y_test)
+        self._aggregator_command(
+            "init",
+            *("--task", self.task, "--model", str(MODEL_PATH), "--tail", settings.tail),
+            *("--cohort", str(settings.devices), "--minimum", str(settings.devices)),
+            *("--over-selection", "1", "--deadline-s", str(DEADLINE_S)),
+            *("--rounds", str(settings.rounds), "--round-interval-s", "0"),
+            *("--epochs", str(settings.epochs), "--batch-size", str(settings.batch_size)),
+            *("--learning-rate", str(settings.learning_rate), "--seed", str(settings.seed)),
+        )
+
+    def start_aggregator(self) -> None:
+        """Start the aggregator on a free port."""
+        command = self._aggregator(
+            "serve",
+            *("--host", LOOPBACK, "--port", "0", "--interface", LOOPBACK, "--insecure"),
+            *("--evaluate", str(self._workspace.test_data)),
+        )
+        self._nursery.start("the aggregator", command, self._workspace.log("aggregator"))
+
+    def start_devices(self) -> list[Device]:
+        """Start the agents."""
+        devices = []
+        for name, samples in self._shards.items():
+            folder = self._workspace.device(name)
+            command = [sys.executable, "-m", "fedlearn", "agent", "--config"]
+            child = self._nursery.start(
+                name, [*command, str(folder / "fedlearn.toml")], folder / "agent.log"
+            )
+            devices.append(Device(name, samples, Meter(child.pid)))
+        return devices
+
+    def export(self) -> None:
+        """Take the newest model out of the aggregator."""
+        self._aggregator_command("export", str(self._workspace.final_model))
+
+    def _aggregator(self, *arguments: str) -> list[str]:
+        command, *rest = arguments
+        module = [sys.executable, "-m", "fedlearn_aggregator", command]
+        return [*module, "--data-dir", str(self._workspace.aggregator), *rest]
+
+    def _aggregator_command(self, *arguments: str) -> None:
+        done = subprocess.run(
+            self._aggregator(*arguments), capture_output=True, text=True, check=False
+        )
+        if done.returncode:
+            raise FedlearnError(
+                f"fedlearn-aggregator {arguments[0]} failed: {done.stderr.strip()[-500:]}"
+            )
