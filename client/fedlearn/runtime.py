@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 
 from fedlearn.dataset import Dataset
 from fedlearn.errors import FedlearnError, ModelError
+from fedlearn.model import Model
 
 # Preferred first. The successor goes before tflite-runtime, whose last wheels are for Python 3.11.
 _RUNTIMES = ("ai_edge_litert", "tflite_runtime")
@@ -97,11 +98,18 @@ class Session:
 def evaluate(
     model: bytes, dataset: Dataset, threads: int = 1, *, delegates: bool = True
 ) -> Evaluation:
-    """Judge a classifier by the real interpreter, as an application would run it."""
-    outputs = Session(model, threads=threads, delegates=delegates).run(dataset.inputs)
-    scores = outputs.reshape(len(outputs), -1).astype(np.float64)
-    # A softmax in int8 has scale 1/256 and zero point -128: probabilities again after this.
-    scores = np.maximum((scores + 128.0) / 256.0, _LEAST_PROBABILITY)
+    """Judge a classifier by the real interpreter, as an application would run it.
+
+    Its output is either probabilities (the last operator is SOFTMAX) or logits.
+    """
+    parsed = Model.parse(model)
+    output = parsed.tensors[parsed.outputs[0]]
+    raw = Session(model, threads=threads, delegates=delegates).run(dataset.inputs)
+    scores = (raw.reshape(len(raw), -1).astype(np.float64) - output.zero_point) * output.scale
+    if parsed.operators[-1].name != "SOFTMAX":
+        scores = np.exp(scores - scores.max(axis=1, keepdims=True))
+    # Probabilities in int8 do not quite sum to one.
+    scores = np.maximum(scores, _LEAST_PROBABILITY)
     scores /= scores.sum(axis=1, keepdims=True)
     hits = scores.argmax(axis=1) == dataset.labels
     losses = -np.log(scores[np.arange(len(scores)), dataset.labels])

@@ -1,0 +1,80 @@
+# SPDX-License-Identifier: Apache-2.0
+# `make demo` and `make test` are all that a new user needs; both set up what they use.
+
+PYTHON ?= python3
+VENV := .venv
+OTHER := .venv-other
+BENCH := .venv-bench
+RUN := $(VENV)/bin
+ARGS ?=
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test lint bench-accuracy clean
+
+help: ## Show what there is to make
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-16s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+demo: $(VENV)/demo ## Federate the digits task over 10 device processes on this machine
+	@$(RUN)/fedlearn-demo digits --out build/demo $(ARGS)
+
+test: $(VENV)/dev $(OTHER)/dev ## Run all tests and linters, then the runtime's tests on the other runtime
+	@echo "==> tests, $$($(RUN)/python -c 'from fedlearn.runtime import runtime_name as n; print(n())')"
+	@$(RUN)/python -m pytest $(ARGS)
+	@if [ -x $(OTHER)/bin/python ]; then \
+	  echo "==> tests, $$($(OTHER)/bin/python -c 'from fedlearn.runtime import runtime_name as n; print(n())')"; \
+	  $(OTHER)/bin/python -m pytest tests/client $(ARGS); \
+	fi
+
+lint: $(VENV)/dev ## Run the linters alone
+	@$(RUN)/python -m pytest -q tests/lint
+
+bench-accuracy: $(BENCH)/done ## int8 against float32 federated learning, side by side, 3 seeds
+	@$(BENCH)/bin/python -m tests.benchmarks.accuracy $(ARGS)
+
+clean: ## Remove what was built, the virtual environments too
+	rm -rf build dist $(VENV) $(OTHER) $(BENCH)
+
+# Debian keeps ensurepip in a package of its own; as root it is installed, else it is named.
+define make-venv
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	  { echo "fedlearn needs Python 3.11 or newer: make PYTHON=/path/to/python3" >&2; exit 1; }
+	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || \
+	  { [ "$$(id -u)" = 0 ] && apt-get update && apt-get install -y python3-venv; } || \
+	  { echo "python3-venv is missing: apt install python3-venv" >&2; exit 1; }
+	@echo "==> creating $(1)"
+	@$(PYTHON) -m venv $(1)
+endef
+
+$(VENV)/bin/python:
+	$(call make-venv,$(VENV))
+
+$(VENV)/demo: pyproject.toml | $(VENV)/bin/python
+	@echo "==> installing fedlearn with its demo"
+	@$(RUN)/pip install --quiet --editable '.[demo]'
+	@touch $@
+
+$(VENV)/dev: pyproject.toml | $(VENV)/bin/python
+	@echo "==> installing fedlearn with what its tests need"
+	@$(RUN)/pip install --quiet --editable '.[dev]'
+	@touch $@ $(VENV)/demo
+
+# The other of the two runtimes: ai-edge-litert where the first environment has tflite-runtime (Python
+# 3.11). On newer Pythons there is only ai-edge-litert, and nothing to compare.
+$(OTHER)/dev: pyproject.toml
+	@if $(PYTHON) -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11))'; then \
+	  echo "==> creating $(OTHER) with ai-edge-litert"; \
+	  $(PYTHON) -m venv $(OTHER) && \
+	  $(OTHER)/bin/pip install --quiet ai-edge-litert 'numpy>=2' cbor2 pyserial zeroconf \
+	    pytest pytest-timeout hypothesis pycddl tflite && \
+	  $(OTHER)/bin/pip install --quiet --no-deps --editable .; \
+	else \
+	  echo "==> tflite-runtime has no wheels for this Python: one runtime is tested"; \
+	  mkdir -p $(OTHER); \
+	fi
+	@touch $@
+
+$(BENCH)/done: pyproject.toml
+	$(call make-venv,$(BENCH))
+	@echo "==> installing fedlearn with what its benchmarks need"
+	@$(BENCH)/bin/pip install --quiet --editable '.[bench]'
+	@touch $@
