@@ -61,11 +61,14 @@ class Connection:
         self.endpoint = endpoint
         self._stop = stop
         self._http = _Http(endpoint, tls_context(endpoint, ca), stop)
-        stop.interrupt = self._http.interrupt
 
     def close(self) -> None:
         """Close the connection; the next request opens it again."""
         self._http.close()
+
+    def interrupt(self) -> None:
+        """End a request that is under way. Safe in a signal handler."""
+        self._http.interrupt()
 
     def request(
         self,
@@ -131,7 +134,7 @@ class Connection:
                 self._http.sock.settimeout(timeout_s)
                 self._http.request(method, path, body, everything)
                 return self._http.getresponse()
-            except (ConnectionError, http.client.RemoteDisconnected):
+            except (ConnectionError, ssl.SSLEOFError, ssl.SSLZeroReturnError):
                 self._http.close()
                 self._stop.check()
                 if not used_before:

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import os
+import time
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -75,6 +76,14 @@ def rss_bytes() -> int:
     """Return this process's resident memory."""
     pages = int(Path("/proc/self/statm").read_text().split()[1])
     return pages * os.sysconf("SC_PAGE_SIZE")
+
+
+def process_age_s() -> float:
+    """Return the seconds since this process was started, its interpreter's start included."""
+    # The 20th field behind the command's closing parenthesis: start after boot, in ticks (proc(5)).
+    fields_after_name = Path("/proc/self/stat").read_text().rpartition(")")[2].split()
+    started_s = int(fields_after_name[19]) / os.sysconf("SC_CLK_TCK")
+    return time.clock_gettime(time.CLOCK_BOOTTIME) - started_s
 
 
 def describe(status: Status) -> str:

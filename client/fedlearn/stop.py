@@ -2,8 +2,8 @@
 """A clean stop: SIGTERM or SIGINT ends every wait of the agent at once.
 
 Python resumes a system call that a signal interrupted (PEP 475). So the handler sets a flag, makes
-a file descriptor readable for those who wait in `select`, and calls `interrupt` for the one who
-waits inside `http.client`, which shuts its socket down.
+a file descriptor readable for those who wait in `select`, and calls the `interrupts` of those who
+wait elsewhere: the connection shuts its socket down, the trainer kills its process.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ class StopSignal:
     def __init__(self) -> None:
         self.signal: int | None = None
         self.requested = False
-        self.interrupt: Callable[[], None] = lambda: None
+        self.interrupts: list[Callable[[], None]] = []
         self._event = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
 
     def fileno(self) -> int:
@@ -49,7 +49,8 @@ class StopSignal:
         """Ask for the stop, from a signal handler or from anywhere else."""
         self.requested = True
         os.eventfd_write(self._event, 1)
-        self.interrupt()
+        for interrupt in self.interrupts:
+            interrupt()
 
     def check(self) -> None:
         """Raise `Stopped` if a stop is requested."""

@@ -20,6 +20,12 @@ LONG_POLL_TIMEOUT_S = 60.0
 MAX_REPLY_BYTES = 64 * 1024
 _CBOR = {"Content-Type": "application/cbor", "Accept": "application/cbor"}
 _ROUND_OVER = (HTTPStatus.NOT_FOUND, HTTPStatus.CONFLICT, HTTPStatus.GONE)
+# The same update would be refused again. Whatever else fails may be different at the next try.
+_REFUSED_FOR_GOOD = (
+    HTTPStatus.BAD_REQUEST,
+    HTTPStatus.REQUEST_ENTITY_TOO_LARGE,
+    HTTPStatus.UNPROCESSABLE_ENTITY,
+)
 
 
 class Delivery(Enum):
@@ -27,6 +33,10 @@ class Delivery(Enum):
 
     STORED = auto()
     ROUND_OVER = auto()  # it came too late, or another update of this device is there
+
+
+class RefusedError(ProtocolError):
+    """The aggregator understood the request and says no."""
 
 
 def check_in(
@@ -49,8 +59,8 @@ def check_in(
 def send_update(connection: Connection, round_number: int, device: str, body: bytes) -> Delivery:
     """Deliver an update's body; it may be repeated until the aggregator has acknowledged it.
 
-    Raises `ProtocolError` when the update is refused for good, and `NetworkError` when another
-    try makes sense.
+    Raises `RefusedError` when the update is refused for good; after anything else another try
+    makes sense.
     """
     reply = connection.request(
         "PUT",
@@ -63,11 +73,13 @@ def send_update(connection: Connection, round_number: int, device: str, body: by
     if reply.status in _ROUND_OVER:
         return Delivery.ROUND_OVER
     if reply.status not in (HTTPStatus.OK, HTTPStatus.CREATED):
-        refuse(reply.status, reply.body)
-    try:
-        receipt = codec.decode(Receipt, reply.body, max_bytes=MAX_REPLY_BYTES)
-    except ProtocolError as error:
-        raise NetworkError(f"the receipt cannot be read: {error}") from error
+        try:
+            refuse(reply.status, reply.body)
+        except RefusedError as error:
+            if error.status in _REFUSED_FOR_GOOD:
+                raise
+            raise NetworkError(error.message, hint=error.hint) from error
+    receipt = codec.decode(Receipt, reply.body, max_bytes=MAX_REPLY_BYTES)
     if receipt.round != round_number:
         raise NetworkError(f"the receipt is for round {receipt.round}, not {round_number}")
     return Delivery.STORED
@@ -76,7 +88,7 @@ def send_update(connection: Connection, round_number: int, device: str, body: by
 def refuse(status: int, body: bytes) -> NoReturn:
     """Raise what an answer other than success says.
 
-    A status below 500 finds fault with the request: `ProtocolError`. Others pass: `NetworkError`.
+    A status below 500 finds fault with the request: `RefusedError`. Others pass: `NetworkError`.
     """
     try:
         refusal = codec.decode(Refusal, body, max_bytes=MAX_REPLY_BYTES)
@@ -84,5 +96,5 @@ def refuse(status: int, body: bytes) -> NoReturn:
         refusal = Refusal("no reason given", "")
     message = f"the aggregator answers {status}: {clean(refusal.error)}"
     if HTTPStatus.BAD_REQUEST <= status < HTTPStatus.INTERNAL_SERVER_ERROR:
-        raise ProtocolError(message, status=status, hint=clean(refusal.hint))
+        raise RefusedError(message, status=status, hint=clean(refusal.hint))
     raise NetworkError(message, hint=clean(refusal.hint))

@@ -1,0 +1,421 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The agent: does what the state machine's states say, one after the other, in one thread."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import random
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+
+from fedlearn.config import Config
+from fedlearn.connection import Connection
+from fedlearn.download import download_model
+from fedlearn.endpoint import Endpoint, parse_url
+from fedlearn.errors import (
+    DatasetError,
+    FedlearnError,
+    NetworkError,
+    ProtocolError,
+    StorageError,
+    TrainerError,
+)
+from fedlearn.jobs import PatchJob, TrainJob
+from fedlearn.log import clean
+from fedlearn.machine import INITIAL, Backoff, Event, State, next_state
+from fedlearn.messages import CheckIn, TrainingFailure, TrainOrder
+from fedlearn.search import SEARCHER, Found, Search
+from fedlearn.state import Memory, StateDirectory, storage_errors
+from fedlearn.status import Status, process_age_s, rss_bytes, write_status
+from fedlearn.stop import Stopped, StopSignal
+from fedlearn.trainer_process import WORKER, TrainerProcess
+from fedlearn.transport import Delivery, RefusedError, check_in, send_update
+
+# A search holds 25 MB, and what it does not hear within three queries is not there.
+SEARCH_S = 10.0
+# How long a search waits for another aggregator when all it found have failed before.
+SECOND_CHOICE_S = 1.0
+# An aggregator that restarts comes back at its address: try it so often before a new search.
+TRIES_OF_KNOWN_ADDRESS = 2
+# A LAN has a handful of aggregators; beyond that the memory of failures starts anew.
+MAX_REMEMBERED_FAILURES = 64
+# Whatever the aggregator asks for: not in a hot loop, and not for ever.
+MIN_WAIT_S, MAX_WAIT_S = 0.05, 3600.0
+# To give a seat back is a courtesy: the round's deadline would free it, too.
+GIVE_BACK_TIMEOUT_S = 5.0
+PROGRESS_INTERVAL_S = 1.0
+
+logger = logging.getLogger(__name__)
+
+
+class Agent:
+    """One device of one task. `run` returns when a stop is requested."""
+
+    def __init__(
+        self,
+        config: Config,
+        stop: StopSignal,
+        *,
+        worker: Sequence[str] = WORKER,
+        searcher: Sequence[str] = SEARCHER,
+    ) -> None:
+        self._config = config
+        self._stop = stop
+        self._searcher = searcher
+        self._state = StateDirectory(config.device.state_dir)
+        self._trainer = TrainerProcess(config.training, stop, worker)
+        self._connection: Connection | None = None
+        self._memory = self._state.memory()
+        self._failures: dict[Endpoint, int] = {}
+        uniform = random.SystemRandom().uniform
+        # Two of a kind: a success on the network says nothing about the trainer.
+        self._network = Backoff(1.0, 60.0, uniform)
+        self._training = Backoff(1.0, 600.0, uniform)
+        self._backoff = self._network
+        self._wait_s = 0.0
+        self._order: TrainOrder | None = None
+        self._deadline = 0.0
+        self._reason = ""
+        self._status_path = config.device.runtime_dir / "status.json"
+        self._status = Status(
+            state=INITIAL.value,
+            pid=os.getpid(),
+            device=config.device.name,
+            task=config.aggregator.task,
+            started=time.time(),
+        )
+        self._pending = self._load_pending()
+        self._steps = {
+            State.DISCOVERING: self._discover,
+            State.CHECKING_IN: self._check_in,
+            State.WAITING: self._wait,
+            State.DOWNLOADING: self._download,
+            State.TRAINING: self._train,
+            State.UPLOADING: self._upload,
+            State.GIVING_BACK: self._give_back,
+            State.BACKING_OFF: self._back_off,
+        }
+        stop.interrupts.append(self._interrupt)
+
+    def run(self) -> None:
+        """Take part in the task until a stop is requested."""
+        runtime_dir = self._config.device.runtime_dir
+        with storage_errors("create", runtime_dir):
+            runtime_dir.mkdir(parents=True, exist_ok=True)
+        write_status(self._status_path, self._status)
+        logger.info("%s joins task %s", self._status.device, self._status.task)
+        state = INITIAL
+        try:
+            while state is not State.STOPPED:
+                event = self._step(state)
+                logger.debug("%s: %s", state.value, event.value)
+                state = next_state(state, event)
+                self._publish(state=state.value, reason=self._reason)
+                self._reason = ""
+            logger.info("stopped")
+        finally:
+            self._trainer.close()
+            if self._connection is not None:
+                self._connection.close()
+            self._state.close()
+
+    def _step(self, state: State) -> Event:
+        """Do what the state says; failures become events."""
+        self._trainer.reap()
+        try:
+            return self._steps[state]()
+        except Stopped:
+            return Event.STOP
+        except (NetworkError, ProtocolError) as error:
+            self._note(error, self._network)
+            self._count_failure()
+            return Event.UNREACHABLE
+        except FedlearnError as error:
+            self._note(error, self._training)
+            return Event.FAILED
+
+    # What the states do, in the order of a round.
+
+    def _discover(self) -> Event:
+        try:
+            endpoint = self._choose_endpoint()
+            if endpoint is not None and (
+                self._connection is None or self._connection.endpoint != endpoint
+            ):
+                if self._connection is not None:
+                    self._connection.close()
+                self._connection = Connection(endpoint, self._config.aggregator.ca, self._stop)
+        except FedlearnError as error:
+            self._note(error, self._network)
+            return Event.NOT_FOUND
+        if endpoint is None:
+            self._note(
+                NetworkError(
+                    f"no aggregator of task {self._config.aggregator.task} answers by mDNS",
+                    hint="is it running, on this LAN? else set aggregator.url",
+                ),
+                self._network,
+            )
+            return Event.NOT_FOUND
+        self._publish(aggregator=str(endpoint))
+        return Event.FOUND_WITH_UPDATE if self._pending else Event.FOUND
+
+    def _check_in(self) -> Event:
+        data = self._config.data.path
+        if not data.is_file():
+            raise DatasetError(f"there is no training data at {data}", hint="check data.path")
+        config = self._config
+        reply = check_in(self._connected(), CheckIn(config.aggregator.task, config.device.name))
+        self._count_success()
+        if isinstance(reply, TrainOrder):
+            self._order = reply
+            self._deadline = time.monotonic() + reply.deadline_s
+            self._publish(round=reply.round, model=reply.model.hex())
+            return Event.ORDERED
+        self._wait_s = min(max(reply.retry_s, MIN_WAIT_S), MAX_WAIT_S)
+        self._reason = clean(reply.reason)
+        return Event.TOLD_TO_WAIT
+
+    def _wait(self) -> Event:
+        self._stop.wait(self._wait_s)
+        return Event.DUE
+
+    def _download(self) -> Event:
+        order, models = self._ordered(), self._state.models
+        if models.has(order.model):
+            return Event.MODEL_READY
+        for base in (models.newest(), None):
+            download = download_model(
+                self._connected(),
+                models,
+                order.model,
+                order.model_bytes,
+                base=base,
+                deadline=self._deadline,
+            )
+            self._publish(
+                bytes_down=self._status.bytes_down + download.body_bytes,
+                model_download_bytes=download.body_bytes,
+            )
+            if download.difference is None:
+                break
+            if base is not None and self._patch(base, download.difference):
+                break
+        if not models.has(order.model):
+            raise ProtocolError("the aggregator sends no usable model")
+        models.prune(order.model)
+        return Event.MODEL_READY
+
+    def _patch(self, base: bytes, difference: bytes) -> bool:
+        """Rebuild the order's model; if that fails, the caller takes the whole file."""
+        order, models = self._ordered(), self._state.models
+        job = PatchJob(
+            base_path=str(models.file(base)),
+            difference=difference,
+            target_path=str(models.file(order.model)),
+            target=order.model,
+        )
+        try:
+            self._trainer.run(job, self._deadline)
+        except TrainerError as error:
+            logger.warning("the difference cannot be used: %s", error)
+            return False
+        return models.has(order.model)
+
+    def _train(self) -> Event:
+        order = self._ordered()
+        job = TrainJob(
+            task=self._config.aggregator.task,
+            device=self._config.device.name,
+            round=order.round,
+            model=order.model,
+            model_path=str(self._state.models.file(order.model)),
+            data_path=str(self._config.data.path),
+            seed=order.seed,
+            tensors=order.tensors,
+            plan=order.plan,
+            max_samples=order.limits.samples,
+        )
+        done = self._trainer.run(
+            job, self._deadline, on_sent=self._note_first_training, on_progress=self._show_progress
+        )
+        self._publish(
+            trainer_peak_rss_bytes=max(self._status.trainer_peak_rss_bytes, done.peak_rss_bytes)
+        )
+        if len(done.body) > order.limits.update_bytes:
+            raise TrainerError(
+                f"the update has {len(done.body)} bytes, the task allows "
+                f"{order.limits.update_bytes}"
+            )
+        logger.info(
+            "round %d: trained on %d samples in %.2f s", order.round, done.samples, done.train_s
+        )
+        self._pending = (order.round, done.body)
+        try:
+            self._state.save_pending(done.body)
+        except StorageError as error:  # it can still be delivered, if the power stays on
+            logger.warning("the update is in memory only: %s", error)
+        return Event.TRAINED
+
+    def _upload(self) -> Event:
+        assert self._pending is not None
+        number, body = self._pending
+        try:
+            delivery = send_update(self._connected(), number, self._config.device.name, body)
+        except RefusedError as error:
+            self._note(error, self._training)
+            self._drop_pending()
+            return Event.REFUSED
+        self._count_success()
+        self._training.reset()
+        self._drop_pending()
+        self._publish(bytes_up=self._status.bytes_up + len(body), update_bytes=len(body))
+        if delivery is Delivery.ROUND_OVER:
+            logger.info("round %d is over without this device's update", number)
+            return Event.ROUND_OVER
+        logger.info("round %d: update of %d bytes delivered", number, len(body))
+        self._publish(rounds_trained=self._status.rounds_trained + 1, last_error="")
+        return Event.DELIVERED
+
+    def _give_back(self) -> Event:
+        config, order = self._config, self._ordered()
+        failure = TrainingFailure(order.round, clean(self._status.last_error))
+        message = CheckIn(config.aggregator.task, config.device.name, failure)
+        # Whatever comes back counts at the next check-in only: first this device backs off.
+        with contextlib.suppress(NetworkError, ProtocolError):
+            check_in(self._connected(), message, GIVE_BACK_TIMEOUT_S)
+        return Event.GIVEN_BACK
+
+    def _back_off(self) -> Event:
+        delay_s = self._backoff.next_delay_s()
+        self._publish(reason=f"{self._status.last_error}; next try in {delay_s:.1f} s")
+        logger.info("next try in %.1f s", delay_s)
+        self._stop.wait(delay_s)
+        return Event.DUE
+
+    # Which aggregator.
+
+    def _choose_endpoint(self) -> Endpoint | None:
+        """Return the aggregator to talk to: configured, known, or found; None if none is there."""
+        config = self._config.aggregator
+        if config.url:
+            return parse_url(config.url, insecure=config.insecure)
+        known = self._connection.endpoint if self._connection else self._remembered()
+        if known is not None and self._failures.get(known, 0) < TRIES_OF_KNOWN_ADDRESS:
+            return known
+        best: Endpoint | None = None
+        with Search(
+            config.task,
+            config.interfaces,
+            self._stop,
+            time_limit_s=SEARCH_S,
+            command=self._searcher,
+        ) as search:
+            for found in search:
+                endpoint = self._endpoint(found)
+                if endpoint is None:
+                    continue
+                if endpoint not in self._failures:
+                    self._network.reset()
+                    logger.info("found %s at %s", found.instance, endpoint)
+                    return endpoint
+                best = min(best or endpoint, endpoint, key=lambda each: self._failures[each])
+                search.end_within(SECOND_CHOICE_S)
+        return best
+
+    def _endpoint(self, found: Found) -> Endpoint | None:
+        if not found.tls and not self._config.aggregator.insecure:
+            logger.warning(
+                "%s at %s offers no TLS and is left alone", found.instance, found.address
+            )
+            return None
+        return Endpoint(found.address, found.port, found.tls, named=False)
+
+    def _remembered(self) -> Endpoint | None:
+        try:
+            endpoint = parse_url(self._memory.aggregator, insecure=True)
+        except FedlearnError:
+            return None
+        if not endpoint.tls and not self._config.aggregator.insecure:
+            return None
+        return replace(endpoint, named=False)
+
+    def _count_failure(self) -> None:
+        if self._connection is not None:
+            if len(self._failures) >= MAX_REMEMBERED_FAILURES:
+                self._failures.clear()
+            endpoint = self._connection.endpoint
+            self._failures[endpoint] = self._failures.get(endpoint, 0) + 1
+
+    def _count_success(self) -> None:
+        endpoint = self._connected().endpoint
+        self._failures.pop(endpoint, None)
+        self._network.reset()
+        if not self._config.aggregator.url and self._memory.aggregator != str(endpoint):
+            self._memory = Memory(aggregator=str(endpoint))
+            try:
+                self._state.remember(self._memory)
+            except StorageError as error:
+                logger.warning("%s", error)
+
+    # Small things.
+
+    def _load_pending(self) -> tuple[int, bytes] | None:
+        found = self._state.pending()
+        if found is None:
+            return None
+        update, body = found
+        mine = (self._config.aggregator.task, self._config.device.name)
+        if (update.task, update.device) != mine:
+            logger.warning("an unsent update of %s for %s is dropped", update.device, update.task)
+            self._drop_pending()
+            return None
+        return update.round, body
+
+    def _drop_pending(self) -> None:
+        self._pending = None
+        try:
+            self._state.drop_pending()
+        except StorageError as error:  # sent again after a restart, it is refused or a duplicate
+            logger.warning("%s", error)
+
+    def _connected(self) -> Connection:
+        assert self._connection is not None
+        return self._connection
+
+    def _ordered(self) -> TrainOrder:
+        assert self._order is not None
+        return self._order
+
+    def _interrupt(self) -> None:
+        if self._connection is not None:
+            self._connection.interrupt()
+
+    def _note(self, error: FedlearnError, backoff: Backoff) -> None:
+        """Log a failure, show it in the status, and choose who says how long to back off."""
+        logger.warning("%s", error)
+        self._backoff = backoff
+        self._reason = str(error)
+        self._publish(last_error=str(error))
+
+    def _note_first_training(self) -> None:
+        if self._status.first_training_s is None:
+            self._publish(first_training_s=round(process_age_s(), 3))
+
+    def _show_progress(self, done: float) -> None:
+        now = time.monotonic()
+        if now - self._progress_shown >= PROGRESS_INTERVAL_S:
+            self._progress_shown = now
+            self._publish(reason=f"{done:.0%}")
+
+    _progress_shown = 0.0
+
+    def _publish(self, **changes: object) -> None:
+        self._status = replace(self._status, agent_rss_bytes=rss_bytes(), **changes)  # type: ignore[arg-type]
+        try:
+            write_status(self._status_path, self._status)
+        except StorageError as error:
+            logger.warning("%s", error)

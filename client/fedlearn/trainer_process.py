@@ -1,0 +1,152 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The agent's side of the trainer process.
+
+Training needs NumPy, the runtime and perhaps more memory than there is. So it runs in a child: when
+that dies the agent lives, says why, and starts another for the next job.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from typing import BinaryIO, cast
+
+from fedlearn import jobs
+from fedlearn.config import TrainingConfig
+from fedlearn.errors import FedlearnError, TrainerError
+from fedlearn.jobs import Done, Failed, PatchJob, Progress, TrainJob
+from fedlearn.stop import HasFileno, Stopped, StopSignal
+
+WORKER = (sys.executable, "-m", "fedlearn.worker")
+# Each of these libraries would otherwise start a thread for every core.
+_THREAD_VARIABLES = ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS")
+_END_TIMEOUT_S = 0.5  # a worker that is told to end has nothing to save
+
+
+class TrainerProcess:
+    """Runs jobs, one at a time, in a worker that it starts when there is none."""
+
+    def __init__(
+        self, config: TrainingConfig, stop: StopSignal, command: Sequence[str] = WORKER
+    ) -> None:
+        self._command = [*command, "--linger-s", str(config.linger_s)]
+        self._environment = {name: str(config.threads) for name in _THREAD_VARIABLES}
+        self._stop = stop
+        self._process: subprocess.Popen[bytes] | None = None
+        stop.interrupts.append(self._kill)
+
+    def run(
+        self,
+        job: PatchJob | TrainJob,
+        deadline: float,
+        *,
+        on_sent: Callable[[], None] = lambda: None,
+        on_progress: Callable[[float], None] = lambda done: None,
+    ) -> Done:
+        """Run one job until `deadline` of `time.monotonic()`; `on_progress` gets a share of 0..1.
+
+        Raises `TrainerError` when the job fails, the worker dies or the deadline passes, and
+        `Stopped`.
+        """
+        self.reap()
+        reused = self._process is not None
+        process = self._process or self._start()
+        try:
+            jobs.send(cast(BinaryIO, process.stdin), job)
+            on_sent()
+            while isinstance(reply := self._receive(process, deadline), Progress):
+                on_progress(reply.done)
+        except BrokenPipeError:
+            reply = None
+        except BaseException:
+            self.close()  # an answer that still comes would be taken for the next job's
+            raise
+        if isinstance(reply, Done):
+            return reply
+        if isinstance(reply, Failed):
+            raise TrainerError(reply.error, hint=reply.hint)
+        self._stop.check()
+        code = self.close(kill=False)
+        if reused and code == 0:  # its time to linger was over just as the job came
+            return self.run(job, deadline, on_sent=on_sent, on_progress=on_progress)
+        raise TrainerError(_cause_of_death(code))
+
+    def reap(self) -> None:
+        """Take note of a worker that has ended by itself."""
+        if self._process is not None and self._process.poll() is not None:
+            self.close()
+
+    def close(self, *, kill: bool = True) -> int:
+        """End the worker, if there is one; return its exit code."""
+        process, self._process = self._process, None
+        if process is None:
+            return 0
+        with contextlib.suppress(BrokenPipeError), process:  # closes the pipes
+            if kill:
+                process.terminate()
+            try:
+                process.wait(_END_TIMEOUT_S)
+            except subprocess.TimeoutExpired:
+                process.kill()
+        return process.wait()
+
+    def _start(self) -> subprocess.Popen[bytes]:
+        self._stop.check()
+        try:
+            self._process = subprocess.Popen(
+                self._command,
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                env={**os.environ, **self._environment},
+                process_group=0,  # Ctrl-C in a terminal is for the agent, which ends the worker
+            )
+        except OSError as error:
+            raise TrainerError(f"cannot start the trainer: {error.strerror}") from error
+        return self._process
+
+    def _receive(self, process: subprocess.Popen[bytes], deadline: float) -> object:
+        pipe = _Pipe(cast(HasFileno, process.stdout), self._stop, deadline)
+        try:
+            return jobs.receive(cast(BinaryIO, pipe))
+        except (Stopped, FedlearnError):
+            raise
+        except Exception as error:  # whatever CBOR makes of bytes that are none
+            raise TrainerError(f"the trainer wrote what is no message: {error}") from error
+
+    def _kill(self) -> None:
+        if self._process is not None:
+            self._process.kill()
+
+
+class _Pipe:
+    """Reads exactly as many bytes as asked for, and gives up at the deadline or a stop request."""
+
+    def __init__(self, pipe: HasFileno, stop: StopSignal, deadline: float) -> None:
+        self._pipe = pipe
+        self._stop = stop
+        self._deadline = deadline
+
+    def read(self, size: int) -> bytes:
+        data = bytearray()
+        while len(data) < size:
+            left_s = max(0.0, self._deadline - time.monotonic())
+            if not self._stop.wait(left_s, self._pipe):
+                raise TrainerError("the training did not end before the round's deadline")
+            chunk = os.read(self._pipe.fileno(), size - len(data))
+            if not chunk:
+                break
+            data += chunk
+        return bytes(data)
+
+
+def _cause_of_death(code: int) -> str:
+    if code == -signal.SIGKILL:
+        return "the trainer was killed, probably because memory ran out"
+    if code < 0:
+        return f"the trainer died of signal {-code} ({signal.strsignal(-code)})"
+    return f"the trainer ended without an answer, exit code {code}"
