@@ -1,0 +1,227 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The `fedlearn-aggregator` command."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import math
+import os
+import secrets
+import sqlite3
+import sys
+import time
+from collections.abc import Sequence
+from contextlib import closing
+from dataclasses import asdict
+from pathlib import Path
+
+from fedlearn import log
+from fedlearn.errors import ConfigError, ExitCode, FedlearnError, StorageError
+from fedlearn.messages import Limits, TrainingPlan
+from fedlearn.model import Model, trainable_tensors
+from fedlearn.version import VERSION
+from fedlearn_aggregator import arguments, schema, store
+from fedlearn_aggregator.begin import begin, read_model
+from fedlearn_aggregator.optimizers import OptimizerName, OptimizerSettings
+from fedlearn_aggregator.report import RoundReport, TaskReport, report
+from fedlearn_aggregator.rounds import Policy
+from fedlearn_aggregator.task import Task, largest_update
+
+_LOSS = "softmax_cross_entropy"
+# Rounds that `status` shows.
+_LAST_ROUNDS = 5
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command and return its exit code."""
+    options = arguments.parser().parse_args(argv)
+    run = {
+        "init": _init,
+        "serve": _serve,
+        "status": _status,
+        "rounds": _rounds,
+        "export": _export,
+        "version": _version,
+    }[options.command]
+    try:
+        return run(options)
+    except FedlearnError as error:
+        print(f"fedlearn-aggregator: {error.message}", file=sys.stderr)
+        if error.hint:
+            print(f"  {error.hint}", file=sys.stderr)
+        return error.exit_code
+    except KeyboardInterrupt:
+        return ExitCode.INTERRUPTED
+    except BrokenPipeError:
+        # The reader of our output has enough. Python would complain again when it flushes.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return ExitCode.OK
+
+
+def _init(options: argparse.Namespace) -> int:
+    model = read_model(options.model)
+    task = _task(options, model)
+    moved = begin(options.data_dir, task, model, time.time(), force=options.force)
+    if moved is not None:
+        print(f"the old task is now {moved}")
+    policy = task.policy
+    print(f"task {task.name}: model {model.digest.hex()[:12]}, {len(model.data):,} bytes")
+    print(f"trained: {task.parameters:,} parameters in {len(task.tensors)} tensors")
+    for tensor in task.tensors:
+        shape = "x".join(str(size) for size in tensor.shape)
+        print(f"  {tensor.index:4}  {tensor.dtype:5}  {shape:>16}  {log.clean(tensor.name, 60)}")
+    print(
+        f"a round: {policy.cohort} updates, {policy.seats} seats, at least {policy.minimum} "
+        f"within {policy.deadline_s:g} s; server optimiser {task.optimizer.name}"
+    )
+    return ExitCode.OK
+
+
+def _task(options: argparse.Namespace, model: Model) -> Task:
+    tensors = trainable_tensors(model, options.tail)
+    cohort = options.cohort
+    adam = options.optimizer is OptimizerName.FEDADAM
+    rate = options.server_learning_rate
+    return Task(
+        name=options.task,
+        instance=secrets.token_hex(4),
+        tail=options.tail,
+        tensors=tensors,
+        plan=TrainingPlan(_LOSS, options.epochs, options.batch_size, options.learning_rate),
+        limits=Limits(largest_update(tensors), options.max_samples),
+        policy=Policy(
+            cohort=cohort,
+            minimum=math.ceil(cohort / 2) if options.minimum is None else options.minimum,
+            over_selection=options.over_selection,
+            deadline_s=options.deadline_s,
+            max_rounds=options.rounds,
+            interval_s=options.round_interval_s,
+        ),
+        optimizer=OptimizerSettings(
+            name=options.optimizer,
+            learning_rate=(0.01 if adam else 1.0) if rate is None else rate,
+            momentum=options.server_momentum,
+            beta1=options.beta1,
+            beta2=options.beta2,
+            tau=options.tau,
+        ),
+        seed=secrets.randbits(64) if options.seed is None else options.seed,
+        keep_models=options.keep_models,
+        keep_updates=options.keep_updates,
+    )
+
+
+def _serve(options: argparse.Namespace) -> int:
+    # The other commands need no HTTP server and no zeroconf.
+    from fedlearn_aggregator.serve import ServeOptions, serve  # noqa: PLC0415
+
+    log.setup(options.log_level)
+    serving = serve(
+        ServeOptions(
+            data_dir=options.data_dir,
+            host=options.host or ("127.0.0.1" if options.insecure else "0.0.0.0"),  # noqa: S104
+            port=options.port,
+            certificate=options.certificate,
+            key=options.key,
+            insecure=options.insecure,
+            interfaces=None if options.no_mdns else tuple(options.interface),
+            evaluate=options.evaluate,
+            exit_when_done=options.exit_when_done,
+        ),
+        announce=lambda url: print(f"listening on {url}", flush=True),
+    )
+    return asyncio.run(serving)
+
+
+def _status(options: argparse.Namespace) -> int:
+    task = _report(options.data_dir, _LAST_ROUNDS)
+    if options.json:
+        print(json.dumps(task.to_json(), indent=2))
+        return ExitCode.OK
+    limit = f" of {task.max_rounds}" if task.max_rounds else ""
+    print(f"task {task.task}, {task.state}: {task.rounds_closed}{limit} rounds closed")
+    print(
+        f"model {task.model} ({task.model_bytes:,} bytes, {task.parameters:,} trained parameters)"
+    )
+    _print_table(task.rounds)
+    return ExitCode.OK
+
+
+def _rounds(options: argparse.Namespace) -> int:
+    task = _report(options.data_dir, None)
+    if options.json:
+        print(json.dumps([asdict(each) for each in task.rounds], indent=2))
+    else:
+        _print_table(task.rounds)
+    return ExitCode.OK
+
+
+def _print_table(rounds: Sequence[RoundReport]) -> None:
+    print("round  state        updates  samples   kB up  kB down  seconds  accuracy  model")
+    for each in rounds:
+        accuracy = "" if each.accuracy is None else f"{each.accuracy:.4f}"
+        seconds = "" if each.wall_s is None else f"{each.wall_s:.1f}"
+        print(
+            f"{each.number:5}  {each.state:11}  {each.updates:7}  {each.samples:7}  "
+            f"{sum(each.bytes_up) / 1000:6.1f}  {sum(each.bytes_down) / 1000:7.1f}  "
+            f"{seconds:>7}  {accuracy:>8}  {(each.result or '')[:12]}"
+        )
+
+
+def _report(data_dir: Path, last: int | None) -> TaskReport:
+    with closing(schema.open_reader(data_dir / schema.FILE_NAME)) as db:
+        try:
+            # One transaction: a round that closes meanwhile is seen whole or not at all.
+            db.execute("BEGIN")
+            return report(db, last)
+        except sqlite3.Error as error:
+            raise schema.storage_error(error, data_dir / schema.FILE_NAME) from error
+
+
+def _export(options: argparse.Namespace) -> int:
+    path = options.data_dir / schema.FILE_NAME
+    with closing(schema.open_reader(path)) as db:
+        try:
+            db.execute("BEGIN")
+            data = _find_model(db, options.round)
+        except sqlite3.Error as error:
+            raise schema.storage_error(error, path) from error
+    model = Model.parse(data)
+    draft = options.output.with_name(options.output.name + ".new")
+    try:
+        draft.write_bytes(data)
+        draft.replace(options.output)
+    except OSError as error:
+        raise StorageError(f"{options.output}: {error.strerror}", hint="check the disk") from error
+    print(f"{options.output}: {len(data):,} bytes, sha256 {model.digest.hex()}")
+    return ExitCode.OK
+
+
+def _find_model(db: sqlite3.Connection, number: int | None) -> bytes:
+    rows = {row.number: row for row in store.load_rounds(db)}
+    newest = rows[max(rows)]
+    if number is None:
+        digest = newest.result or newest.base
+    elif number == 0 and 1 in rows:
+        digest = rows[1].base
+    elif number in rows and rows[number].closed is not None:
+        digest = rows[number].result or rows[number].base
+    else:
+        raise ConfigError(
+            f"round {number} has not ended or is no longer kept",
+            hint="the rounds command shows which there are",
+        )
+    data = store.load_model(db, digest)
+    if data is None:
+        raise ConfigError(
+            f"the model of round {number} is no longer kept",
+            hint="init --keep-models sets how many are",
+        )
+    return data
+
+
+def _version(options: argparse.Namespace) -> int:
+    print(json.dumps({"version": VERSION}) if options.json else f"fedlearn-aggregator {VERSION}")
+    return ExitCode.OK

@@ -1,0 +1,148 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The SQLite file of a data directory: its tables, and how it is opened.
+
+WAL with synchronous=FULL: a commit that returned is on the disk, also after a power cut. Only
+`serve` writes, by one connection on one thread, which also does all checkpoints. (SQLite before
+3.51.3 can lose a commit when several connections write and checkpoint; distributions ship older
+ones.) Other commands open the file read-only.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+from pathlib import Path
+
+from fedlearn.errors import ConfigError, StorageError
+
+FILE_NAME = "aggregator.sqlite"
+# A change of the tables raises this number and adds a step that takes older files along.
+VERSION = 1
+# A reader never blocks a writer in WAL mode; this covers the moments in which the log is reset.
+BUSY_TIMEOUT_S = 5.0
+# The write-ahead log is cut to this length after a checkpoint; it grows with one large model.
+LOG_BYTES = 8 * 1024 * 1024
+
+# Times are Unix seconds, digests SHA-256. Metrics and downloads are JSON: only ever read whole.
+_TABLES = """
+CREATE TABLE task (
+    id INTEGER PRIMARY KEY CHECK (id = 1),
+    settings TEXT NOT NULL
+);
+CREATE TABLE models (
+    digest BLOB PRIMARY KEY,
+    data BLOB NOT NULL
+);
+CREATE TABLE rounds (
+    number INTEGER PRIMARY KEY,
+    state TEXT NOT NULL,
+    closed_before INTEGER NOT NULL,
+    base BLOB NOT NULL,
+    result BLOB,
+    opens REAL NOT NULL,
+    started REAL,
+    closed REAL,
+    downloads TEXT NOT NULL DEFAULT '[]'
+);
+CREATE TABLE seats (
+    round INTEGER NOT NULL REFERENCES rounds(number) ON DELETE CASCADE,
+    device TEXT NOT NULL,
+    failed INTEGER NOT NULL DEFAULT 0,
+    PRIMARY KEY (round, device)
+) WITHOUT ROWID;
+CREATE TABLE updates (
+    round INTEGER NOT NULL REFERENCES rounds(number) ON DELETE CASCADE,
+    device TEXT NOT NULL,
+    digest BLOB NOT NULL,
+    samples INTEGER NOT NULL,
+    metrics TEXT NOT NULL,
+    received REAL NOT NULL,
+    body_bytes INTEGER NOT NULL,
+    body BLOB,
+    PRIMARY KEY (round, device)
+);
+CREATE TABLE arrays (
+    slot TEXT NOT NULL,
+    tensor INTEGER NOT NULL,
+    data BLOB NOT NULL,
+    PRIMARY KEY (slot, tensor)
+);
+CREATE TABLE evaluations (
+    model BLOB PRIMARY KEY,
+    accuracy REAL NOT NULL,
+    loss REAL NOT NULL,
+    samples INTEGER NOT NULL
+);
+"""
+
+
+def create(path: Path) -> sqlite3.Connection:
+    """Make a new file with empty tables; the caller commits when the task is in it."""
+    db = _connect(f"{path.absolute().as_uri()}?mode=rwc", path)
+    db.execute("PRAGMA journal_mode=WAL")
+    db.execute("BEGIN IMMEDIATE")
+    for statement in _TABLES.split(";\n"):
+        db.execute(statement)
+    db.execute(f"PRAGMA user_version={VERSION:d}")
+    return db
+
+
+def open_writer(path: Path) -> sqlite3.Connection:
+    """Open an existing file for the one thread that writes."""
+    return _checked(_connect(f"{path.absolute().as_uri()}?mode=rw", path), path)
+
+
+def open_reader(path: Path) -> sqlite3.Connection:
+    """Open an existing file to read only, beside a running `serve` or without one."""
+    return _checked(_connect(f"{path.absolute().as_uri()}?mode=ro", path), path)
+
+
+def _connect(uri: str, path: Path) -> sqlite3.Connection:
+    if "mode=rwc" not in uri and not path.exists():
+        raise ConfigError(
+            f"{path.parent} holds no task",
+            hint="make one with: fedlearn-aggregator init --data-dir DIR --task NAME --model FILE",
+        )
+    try:
+        # Connected here, used by the writer's thread alone.
+        db = sqlite3.connect(
+            uri, uri=True, timeout=BUSY_TIMEOUT_S, isolation_level=None, check_same_thread=False
+        )
+        db.execute("PRAGMA synchronous=FULL")
+        db.execute("PRAGMA foreign_keys=ON")
+        db.execute(f"PRAGMA journal_size_limit={LOG_BYTES:d}")
+    except sqlite3.Error as error:
+        raise storage_error(error, path) from error
+    return db
+
+
+def _checked(db: sqlite3.Connection, path: Path) -> sqlite3.Connection:
+    try:
+        (version,) = db.execute("PRAGMA user_version").fetchone()
+        tables = db.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]
+    except sqlite3.Error as error:
+        db.close()
+        raise storage_error(error, path) from error
+    if version == VERSION and tables:
+        return db
+    db.close()
+    if version > VERSION:
+        raise StorageError(
+            f"{path} was written by a newer fedlearn (schema {version}, this one knows {VERSION})",
+            hint="install that version again, or start a task in another directory",
+        )
+    raise StorageError(
+        f"{path} holds no complete task", hint="move the file away and run init again"
+    )
+
+
+def storage_error(error: sqlite3.Error, path: Path) -> StorageError:
+    """A sentence for what SQLite says."""
+    hint = {
+        "SQLITE_FULL": "the disk is full: free some space",
+        "SQLITE_NOTADB": "the file is no SQLite file: move it away, or restore a copy",
+        "SQLITE_CORRUPT": "the file is damaged: restore a copy, and check the disk",
+        "SQLITE_BUSY": "another program holds the file",
+        "SQLITE_READONLY": "check the permissions of the directory",
+        "SQLITE_CANTOPEN": "check the permissions of the directory",
+    }.get(getattr(error, "sqlite_errorname", ""), "check the disk and its free space")
+    return StorageError(f"{path}: {error}", hint=hint)

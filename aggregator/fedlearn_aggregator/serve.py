@@ -1,0 +1,217 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The `serve` process: from the lock on the data directory to a clean end."""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import json
+import logging
+import os
+import random
+import signal
+import socket
+import ssl
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from aiohttp import web
+
+from fedlearn.dataset import Dataset
+from fedlearn.endpoint import Endpoint, refuse_plaintext_beyond_loopback
+from fedlearn.errors import ConfigError, ExitCode, NetworkError, StorageError
+from fedlearn_aggregator import schema
+from fedlearn_aggregator.advertise import advertised
+from fedlearn_aggregator.checkins import HOLD_S
+from fedlearn_aggregator.coordinator import Coordinator
+from fedlearn_aggregator.evaluation import Evaluator
+from fedlearn_aggregator.lock import exclusive
+from fedlearn_aggregator.server import Server
+from fedlearn_aggregator.writer import Writer
+
+SERVE_FILE = "serve.json"
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class ServeOptions:
+    """How to serve. `interfaces` are for mDNS, None turns it off."""
+
+    data_dir: Path
+    host: str
+    port: int
+    certificate: Path | None = None
+    key: Path | None = None
+    insecure: bool = False
+    interfaces: tuple[str, ...] | None = ()
+    evaluate: Path | None = None
+    exit_when_done: bool = False
+    hold_s: float = HOLD_S
+
+
+async def serve(options: ServeOptions, announce: Callable[[str], None]) -> ExitCode:
+    """Serve until SIGINT, SIGTERM or, if asked for, the end of the task.
+
+    `announce` gets the URL once requests are taken. Raises ConfigError, NetworkError or
+    StorageError when serving cannot begin.
+    """
+    context = tls_context(options)
+    host = await _address(options.host, tls=context is not None)
+    stop = _stop_on_signals()
+    async with AsyncExitStack() as stack:
+        stack.enter_context(exclusive(options.data_dir))
+        writer = Writer(options.data_dir / schema.FILE_NAME)
+        stack.callback(writer.close)
+        coordinator = await Coordinator.load(writer)
+        evaluator = None
+        if options.evaluate is not None:
+            evaluator = Evaluator(Dataset.load(options.evaluate, coordinator.model), writer)
+            coordinator.on_model = evaluator.submit
+            await stack.enter_async_context(_running(evaluator.run()))
+        server = Server(coordinator, writer, random.SystemRandom(), hold_s=options.hold_s)
+        runner = server.runner()
+        stack.push_async_callback(runner.cleanup)
+        port = await _listen(runner, host, options.port, context)
+        url = str(Endpoint(host, port, tls=context is not None))
+        stack.enter_context(_serve_file(options.data_dir, url, coordinator.task.name))
+        if options.interfaces is not None:
+            await stack.enter_async_context(
+                advertised(
+                    coordinator.task,
+                    host,
+                    port,
+                    tls=context is not None,
+                    interfaces=options.interfaces,
+                )
+            )
+        stack.callback(server.stop)
+        announce(url)
+        _log.info("round %d is %s", coordinator.round.number, coordinator.round.state)
+        rounds = await stack.enter_async_context(_running(coordinator.run()))
+        return await _until_done(rounds, stop, evaluator, forever=not options.exit_when_done)
+
+
+async def _until_done(
+    rounds: asyncio.Task[None],
+    stop: asyncio.Future[signal.Signals],
+    evaluator: Evaluator | None,
+    *,
+    forever: bool,
+) -> ExitCode:
+    await _first(rounds, stop)
+    if not stop.done():
+        rounds.result()  # raises if the rounds broke: nothing would go on by itself
+        _log.info("the task is finished")
+        if forever:
+            await stop
+        elif evaluator is not None:
+            drained = asyncio.create_task(evaluator.drain())
+            await _first(drained, stop)
+            drained.cancel()
+    if not stop.done():
+        return ExitCode.OK
+    _log.info("stopping on %s", stop.result().name)
+    return ExitCode.INTERRUPTED if stop.result() is signal.SIGINT else ExitCode.OK
+
+
+async def _first(*futures: asyncio.Future[Any]) -> None:
+    await asyncio.wait(futures, return_when=asyncio.FIRST_COMPLETED)
+
+
+def tls_context(options: ServeOptions) -> ssl.SSLContext | None:
+    """TLS 1.3 with the given certificate; None for plain http, which `insecure` must ask for."""
+    if options.certificate is None and options.key is None:
+        if options.insecure:
+            return None
+        raise ConfigError(
+            "no certificate to serve with",
+            hint="give --certificate and --key, or --insecure for a trial on this machine",
+        )
+    if options.certificate is None or options.key is None or options.insecure:
+        raise ConfigError("give --certificate and --key together, and without --insecure")
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.minimum_version = ssl.TLSVersion.TLSv1_3
+    try:
+        context.load_cert_chain(options.certificate, options.key)
+    except OSError as error:  # ssl.SSLError is one
+        reason = error.reason if isinstance(error, ssl.SSLError) else error.strerror
+        raise ConfigError(
+            f"{options.certificate} and {options.key} cannot be used: {reason}",
+            hint="both must be PEM files, and the key the certificate's own without a passphrase",
+        ) from error
+    return context
+
+
+async def _address(host: str, *, tls: bool) -> str:
+    """The IP address to listen on."""
+    loop = asyncio.get_running_loop()
+    try:
+        found = await loop.getaddrinfo(host, None, type=socket.SOCK_STREAM)
+    except OSError as error:
+        raise NetworkError(f"{host}: {error.strerror}", hint="check --host") from error
+    address = str(found[0][4][0])
+    if not tls:
+        refuse_plaintext_beyond_loopback(address)
+    return address
+
+
+async def _listen(
+    runner: web.AppRunner, host: str, port: int, context: ssl.SSLContext | None
+) -> int:
+    """Start to take requests; returns the port."""
+    await runner.setup()
+    try:
+        await web.TCPSite(runner, host, port, ssl_context=context).start()
+    except (OSError, OverflowError) as error:
+        code = getattr(error, "errno", None)
+        reason, hint = {
+            errno.EADDRINUSE: ("is in use", "stop the other program, or choose another --port"),
+            errno.EACCES: ("needs privileges", "choose a --port above 1023"),
+            errno.EADDRNOTAVAIL: ("is no address of this machine", "check --host"),
+        }.get(code or 0, (f"cannot be listened on: {error}", "check --host and --port"))
+        raise NetworkError(f"{host} port {port} {reason}", hint=hint) from error
+    return int(runner.addresses[0][1])
+
+
+def _stop_on_signals() -> asyncio.Future[signal.Signals]:
+    loop = asyncio.get_running_loop()
+    stop: asyncio.Future[signal.Signals] = loop.create_future()
+
+    def stopped(number: signal.Signals) -> None:
+        if not stop.done():
+            stop.set_result(number)
+
+    for number in (signal.SIGINT, signal.SIGTERM):
+        loop.add_signal_handler(number, stopped, number)
+    return stop
+
+
+@asynccontextmanager
+async def _running(coroutine: Coroutine[None, None, None]) -> AsyncIterator[asyncio.Task[None]]:
+    """Run a task that ends with the context."""
+    task = asyncio.create_task(coroutine)
+    try:
+        yield task
+    finally:
+        task.cancel()
+        await asyncio.wait({task})
+
+
+@contextmanager
+def _serve_file(data_dir: Path, url: str, task: str) -> Iterator[None]:
+    """Tell scripts where we listen, for as long as we do."""
+    path = data_dir / SERVE_FILE
+    draft = path.with_suffix(".json.new")
+    try:
+        draft.write_text(json.dumps({"url": url, "pid": os.getpid(), "task": task}) + "\n")
+        draft.replace(path)
+    except OSError as error:
+        raise StorageError(f"{path}: {error.strerror}", hint="check the disk") from error
+    try:
+        yield
+    finally:
+        path.unlink(missing_ok=True)

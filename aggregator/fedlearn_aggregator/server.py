@@ -1,0 +1,215 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The HTTP side: routes, bodies, and the shape of every error."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+from collections.abc import Awaitable, Callable
+from http import HTTPStatus
+
+from aiohttp import web
+
+from fedlearn import codec
+from fedlearn.errors import FedlearnError, ProtocolError, StorageError
+from fedlearn.log import clean
+from fedlearn.messages import CheckIn, Message, Refusal, TaskDescriptor
+from fedlearn.version import VERSION
+from fedlearn_aggregator import metrics, report
+from fedlearn_aggregator.checkins import HOLD_S, CheckIns
+from fedlearn_aggregator.coordinator import Coordinator
+from fedlearn_aggregator.download import file_response, parse_digest
+from fedlearn_aggregator.metrics import Traffic
+from fedlearn_aggregator.shelf import Shelf
+from fedlearn_aggregator.writer import Writer
+
+CBOR = "application/cbor"
+# A name, a round and one sentence.
+MAX_CHECK_IN_BYTES = 4096
+# Time to read one body. The slowest link that we serve is a 2G modem of some 10 kB/s.
+BODY_TIMEOUT_S = 60.0
+# Above the longest hold and jitter of a check-in, so that a waiting device keeps its connection;
+# it also ends connections that never complete a request.
+KEEP_ALIVE_S = 75.0
+# A full disk is for a person to mend.
+RETRY_AFTER_S = 30
+
+_Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+_log = logging.getLogger(__name__)
+
+
+class Server:
+    """The application of one task."""
+
+    def __init__(
+        self,
+        coordinator: Coordinator,
+        writer: Writer,
+        rng: random.Random,
+        *,
+        hold_s: float = HOLD_S,
+        body_timeout_s: float = BODY_TIMEOUT_S,
+    ) -> None:
+        self._coordinator = coordinator
+        self._writer = writer
+        self._shelf = Shelf(writer)
+        self._traffic = Traffic()
+        self._body_timeout_s = body_timeout_s
+        self.check_ins = CheckIns(coordinator, rng, hold_s=hold_s)
+
+    def runner(self) -> web.AppRunner:
+        """The application, ready for `setup` and a site."""
+        app = web.Application(middlewares=[self._answer_errors])
+        app.add_routes(
+            [
+                web.get("/v1/task", self._task),
+                web.get("/v1/models/{digest}", self._model),
+                web.post("/v1/checkin", self._check_in),
+                web.put("/v1/rounds/{round}/updates/{device}", self._update),
+                web.get("/v1/status", self._status),
+                web.get("/healthz", self._health),
+                web.get("/metrics", self._metrics),
+            ]
+        )
+        return web.AppRunner(
+            app,
+            access_log=None,
+            # A device that hung up must not take a seat.
+            handler_cancellation=True,
+            keepalive_timeout=KEEP_ALIVE_S,
+            # Bodies are counted as they come; nobody may send one that grows here.
+            auto_decompress=False,
+            # Held check-ins are released by `stop`; whoever is still busy then gets a moment.
+            shutdown_timeout=1.0,
+        )
+
+    def stop(self) -> None:
+        """Release all held check-ins, so that the runner's cleanup has nothing to wait for."""
+        self.check_ins.stop()
+
+    async def _task(self, _request: web.Request) -> web.Response:
+        coordinator = self._coordinator
+        task = coordinator.task
+        return _cbor(
+            TaskDescriptor(
+                task=task.name,
+                round=coordinator.round.number,
+                state="finished" if coordinator.finished else coordinator.round.state,
+                model=coordinator.model.digest,
+                model_bytes=len(coordinator.model.data),
+                cohort=task.policy.cohort,
+                tensors=task.tensors,
+                plan=task.plan,
+                limits=task.limits,
+            )
+        )
+
+    async def _model(self, request: web.Request) -> web.Response:
+        digest = parse_digest(request.match_info["digest"])
+        base = request.query.get("from")
+        if base is not None:
+            difference = await self._shelf.difference(parse_digest(base), digest)
+            if difference is not None:
+                self._coordinator.count_download(digest, len(difference))
+                return web.Response(body=difference, content_type=CBOR)
+        data = await self._shelf.model(digest)
+        if data is None:
+            raise ProtocolError("this model is not here", status=404, hint="check in again")
+        response = file_response(request, data, digest)
+        if response.status in (HTTPStatus.OK, HTTPStatus.PARTIAL_CONTENT):
+            self._coordinator.count_download(digest, response.content_length or 0)
+        return response
+
+    async def _check_in(self, request: web.Request) -> web.Response:
+        body = await self._body(request, MAX_CHECK_IN_BYTES)
+        check_in = codec.decode(CheckIn, body, max_bytes=MAX_CHECK_IN_BYTES)
+        return _cbor(await self.check_ins.answer(check_in))
+
+    async def _update(self, request: web.Request) -> web.Response:
+        number = request.match_info["round"]
+        # SQLite counts in 63 bits; a longer number can be no round.
+        if not number.isascii() or not number.isdecimal() or len(number) > 18:
+            raise ProtocolError("this is no number of a round", status=404)
+        limits = self._coordinator.task.limits
+        body = await self._body(request, limits.update_bytes)
+        receipt = await self._coordinator.submit(int(number), request.match_info["device"], body)
+        status = HTTPStatus.OK if receipt.duplicate else HTTPStatus.CREATED
+        return _cbor(receipt, status)
+
+    async def _status(self, _request: web.Request) -> web.Response:
+        task = await self._writer.do(report.report, report.STATUS_ROUNDS)
+        held = {"held_checkins": self.check_ins.held, "version": VERSION}
+        return web.json_response({**task.to_json(), **held})
+
+    async def _health(self, _request: web.Request) -> web.Response:
+        return web.Response(text="ok")
+
+    async def _metrics(self, _request: web.Request) -> web.Response:
+        page = metrics.render(self._coordinator, self.check_ins, self._traffic)
+        return web.Response(body=page.encode(), headers={"Content-Type": metrics.CONTENT_TYPE})
+
+    async def _body(self, request: web.Request, limit: int) -> bytes:
+        """Read a CBOR body of at most `limit` bytes, counting them as they come."""
+        if request.content_type != CBOR or "Content-Encoding" in request.headers:
+            raise ProtocolError("the body must be plain application/cbor", status=415)
+        too_large = ProtocolError(f"the body is larger than {limit} bytes", status=413)
+        if (request.content_length or 0) > limit:
+            raise too_large
+        body = bytearray()
+        try:
+            async with asyncio.timeout(self._body_timeout_s):
+                async for chunk in request.content.iter_any():
+                    body += chunk
+                    if len(body) > limit:
+                        raise too_large
+        except TimeoutError as error:
+            raise ProtocolError("the body took too long", status=408) from error
+        self._traffic.body_bytes_in += len(body)
+        return bytes(body)
+
+    @web.middleware
+    async def _answer_errors(self, request: web.Request, handler: _Handler) -> web.StreamResponse:
+        """Every failure becomes a Refusal; only those of our own keep a traceback, in the log."""
+        try:
+            response = await handler(request)
+        except ProtocolError as error:
+            response = _refusal(error.status, error.message, error.hint)
+        except StorageError as error:
+            response = _refusal(507, "the aggregator cannot write", "send it again later")
+            response.headers["Retry-After"] = str(RETRY_AFTER_S)
+            _log.error("%s", error)
+        except FedlearnError as error:
+            _log.error("%s", error)
+            response = _refusal(500, "the aggregator failed", "its log says why")
+        except web.HTTPException as error:
+            response = _refusal(error.status, error.reason, "")
+            if "Allow" in error.headers:
+                response.headers["Allow"] = error.headers["Allow"]
+        except Exception:
+            _log.exception("%s %s failed", request.method, clean(request.path))
+            response = _refusal(500, "the aggregator failed", "its log says why")
+        if response.status >= HTTPStatus.BAD_REQUEST:
+            if not request.content.is_eof():
+                # What is left of a refused body is not worth reading.
+                response.force_close()
+            _log.info(
+                "%s %s from %s: %d",
+                request.method,
+                clean(request.path),
+                request.remote,
+                response.status,
+            )
+        route = request.match_info.route.resource
+        name = route.canonical if route else "unknown"
+        self._traffic.responses[name, str(response.status)] += 1
+        self._traffic.body_bytes_out += response.content_length or 0
+        return response
+
+
+def _cbor(message: Message, status: int = HTTPStatus.OK) -> web.Response:
+    return web.Response(body=codec.encode(message), status=status, content_type=CBOR)
+
+
+def _refusal(status: int, error: str, hint: str) -> web.Response:
+    return _cbor(Refusal(error, hint), status)

@@ -1,0 +1,74 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Is this body an update of this round? All checks that need no state of the round."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from fedlearn import codec, delta
+from fedlearn.errors import ProtocolError
+from fedlearn.messages import TrainableTensor, Update
+from fedlearn.model import Model
+from fedlearn_aggregator.task import Task
+
+_INT32 = np.iinfo(np.int32)
+# A weight of an int8 model. Devices clip to +-127, but a starting model may hold -128.
+_INT8 = np.iinfo(np.int8)
+
+
+@dataclass(frozen=True, slots=True)
+class CheckedUpdate:
+    """An update that may be added to the round's sum; `deltas` are int32 in the tensor's shape."""
+
+    update: Update
+    deltas: dict[int, npt.NDArray[np.int32]]
+    body: bytes
+    digest: bytes
+
+
+def check(body: bytes, task: Task, number: int, model: Model, device: str) -> CheckedUpdate:
+    """Decode an update for round `number` on `model`; ProtocolError says what is wrong with it."""
+    update = codec.decode(Update, body, max_bytes=task.limits.update_bytes)
+    if update.device != device:
+        _refuse("the device in the body is not the one in the URL")
+    if update.task != task.name:
+        _refuse("the update is for another task")
+    if update.round != number:
+        _refuse(f"the update says round {update.round}, the URL round {number}")
+    if update.model != model.digest:
+        _refuse("the update was trained on another model", "train on the model of the order")
+    if not 1 <= update.samples <= task.limits.samples:
+        _refuse(f"{update.samples} samples are not within 1..{task.limits.samples}")
+    got = [tensor.index for tensor in update.tensors]
+    wanted = {tensor.index: tensor for tensor in task.tensors}
+    if len(got) != len(set(got)) or set(got) != set(wanted):
+        _refuse("the update does not hold every trainable tensor exactly once")
+    deltas = {
+        tensor.index: _decode(wanted[tensor.index], tensor.encoding, tensor.data, model)
+        for tensor in update.tensors
+    }
+    return CheckedUpdate(update, deltas, body, hashlib.sha256(body).digest())
+
+
+def _decode(
+    tensor: TrainableTensor, encoding: int, data: bytes, model: Model
+) -> npt.NDArray[np.int32]:
+    dtype: Literal["int8", "int32"] = "int8" if tensor.dtype == "int8" else "int32"
+    size = math.prod(tensor.shape)
+    values = delta.decode_delta(encoding, data, size, dtype=dtype).reshape(tensor.shape)
+    # What the device trained was a model of this very format; nothing else can be an update.
+    limits = _INT8 if tensor.dtype == "int8" else _INT32
+    trained = model.array(tensor.index).astype(np.int64) + values
+    if size and not (limits.min <= trained.min() and trained.max() <= limits.max):
+        _refuse(f"the delta of tensor {tensor.index} leaves {tensor.dtype}")
+    return values
+
+
+def _refuse(error: str, hint: str = "") -> None:
+    raise ProtocolError(error, status=422, hint=hint)
