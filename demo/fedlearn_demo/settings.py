@@ -10,14 +10,14 @@ TAILS = {"last": "last layer", "dense": "dense layers", "all": "whole network"}
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """One run. The learning rate and its company are the best of a small search, see `digits`."""
+    """One run. The learning rate and its company are the best of a small search."""
 
     devices: int = 10
     rounds: int = 20
     seed: int = 0
     alpha: float = 0.5  # of the Dirichlet split: small is skewed
     tail: str = "all"
-    epochs: int = 1
+    epochs: int = 2
     batch_size: int = 16
     learning_rate: float = 0.1
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import numpy as np
+
 
 @dataclass(frozen=True, slots=True)
 class Setting:
@@ -12,8 +14,15 @@ class Setting:
 
     seed: int
     learning_rate: float
-    epochs: int
-    batch_size: int
+    epochs: int = 2
+    batch_size: int = 16
     rounds: int = 20
     clients: int = 10
     alpha: float = 0.5
+
+
+def round_seed(setting: Setting, number: int, client: int = 0) -> int:
+    """A seed of 64 bits for the order of samples."""
+    return int(
+        np.random.SeedSequence((setting.seed, number, client)).generate_state(1, np.uint64)[0]
+    )

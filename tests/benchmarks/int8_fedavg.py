@@ -1,0 +1,67 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Federated averaging in int8, in one process: the project's own code without the network."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fedlearn.dataset import Dataset
+from fedlearn.delta import decode_delta, encode_delta
+from fedlearn.messages import TrainingPlan
+from fedlearn.model import Model, trainable_tensors
+from fedlearn.runtime import evaluate
+from fedlearn.trainer.order import device_seed
+from fedlearn.trainer.training import train
+from fedlearn_aggregator.aggregation import DeltaSum
+from fedlearn_aggregator.optimizers import OptimizerSettings, step
+from fedlearn_aggregator.requantise import edges, first_state, grid_scales, next_model
+from tests.benchmarks.setting import Setting, round_seed
+
+Shard = tuple[NDArray[np.uint8], NDArray[np.uint8]]
+
+
+@dataclass(frozen=True, slots=True)
+class Int8Round:
+    """Test accuracy (0..1) by the real interpreter, and the encoded deltas' bytes by client."""
+
+    accuracy: float
+    delta_bytes: tuple[int, ...]
+
+
+def run(
+    model_bytes: bytes, shards: Sequence[Shard], test: Shard, setting: Setting
+) -> Iterator[Int8Round]:
+    """Yield each round of training the whole network."""
+    model = Model.parse(model_bytes)
+    tensors = trainable_tensors(model, "all")
+    indices = [tensor.index for tensor in tensors]
+    data = [Dataset.from_arrays(x, y, model) for x, y in shards]
+    judge = Dataset.from_arrays(*test, model)
+    plan = TrainingPlan(
+        "softmax_cross_entropy", setting.epochs, setting.batch_size, setting.learning_rate
+    )
+    state = first_state(model, tensors)
+    for number in range(setting.rounds):
+        total = DeltaSum(tensors)
+        sizes = []
+        for client, shard in enumerate(data):
+            seed = device_seed(round_seed(setting, number), f"client-{client}")
+            trained = train(model, indices, shard, plan, seed=seed).values
+            deltas = {}
+            sizes.append(0)
+            for tensor in tensors:
+                change = trained[tensor.index].astype(np.int64) - model.array(tensor.index)
+                encoding, body = encode_delta(change)
+                sizes[-1] += len(body)
+                values = decode_delta(encoding, body, change.size, dtype=tensor.dtype)
+                deltas[tensor.index] = values.reshape(tensor.shape)
+            total.add(len(shard), deltas)
+        state = step(
+            OptimizerSettings(), state, total.mean(), grid_scales(model, tensors), edges(tensors)
+        )
+        model = Model.parse(next_model(model, tensors, state))
+        yield Int8Round(evaluate(model.data, judge).accuracy, tuple(sizes))
