@@ -11,10 +11,11 @@ import time
 from collections.abc import Sequence
 from dataclasses import replace
 
+from fedlearn.aggregators import Aggregators
 from fedlearn.config import Config
 from fedlearn.connection import Connection
 from fedlearn.download import download_model
-from fedlearn.endpoint import Endpoint, parse_url
+from fedlearn.endpoint import Endpoint
 from fedlearn.errors import (
     DatasetError,
     FedlearnError,
@@ -27,21 +28,13 @@ from fedlearn.jobs import PatchJob, TrainJob
 from fedlearn.log import clean
 from fedlearn.machine import INITIAL, Backoff, Event, State, next_state
 from fedlearn.messages import CheckIn, TrainingFailure, TrainOrder
-from fedlearn.search import SEARCHER, Found, Search
+from fedlearn.search import SEARCHER
 from fedlearn.state import Memory, StateDirectory, storage_errors
 from fedlearn.status import Status, process_age_s, rss_bytes, write_status
 from fedlearn.stop import Stopped, StopSignal
 from fedlearn.trainer_process import WORKER, TrainerProcess
 from fedlearn.transport import Delivery, RefusedError, check_in, send_update
 
-# A search holds 25 MB, and what it does not hear within three queries is not there.
-SEARCH_S = 10.0
-# How long a search waits for another aggregator when all it found have failed before.
-SECOND_CHOICE_S = 1.0
-# An aggregator that restarts comes back at its address: try it so often before a new search.
-TRIES_OF_KNOWN_ADDRESS = 2
-# A LAN has a handful of aggregators; beyond that the memory of failures starts anew.
-MAX_REMEMBERED_FAILURES = 64
 # Whatever the aggregator asks for: not in a hot loop, and not for ever.
 MIN_WAIT_S, MAX_WAIT_S = 0.05, 3600.0
 # To give a seat back is a courtesy: the round's deadline would free it, too.
@@ -64,12 +57,13 @@ class Agent:
     ) -> None:
         self._config = config
         self._stop = stop
-        self._searcher = searcher
         self._state = StateDirectory(config.device.state_dir)
+        self._memory = self._state.memory()
+        self._aggregators = Aggregators(
+            config.aggregator, stop, self._memory.aggregator, searcher=searcher
+        )
         self._trainer = TrainerProcess(config.training, stop, worker)
         self._connection: Connection | None = None
-        self._memory = self._state.memory()
-        self._failures: dict[Endpoint, int] = {}
         uniform = random.SystemRandom().uniform
         # Two of a kind: a success on the network says nothing about the trainer.
         self._network = Backoff(1.0, 60.0, uniform)
@@ -131,7 +125,7 @@ class Agent:
             return Event.STOP
         except (NetworkError, ProtocolError) as error:
             self._note(error, self._network)
-            self._count_failure()
+            self._aggregators.failed(self._connected().endpoint)
             return Event.UNREACHABLE
         except FedlearnError as error:
             self._note(error, self._training)
@@ -141,25 +135,13 @@ class Agent:
 
     def _discover(self) -> Event:
         try:
-            endpoint = self._choose_endpoint()
-            if endpoint is not None and (
-                self._connection is None or self._connection.endpoint != endpoint
-            ):
-                if self._connection is not None:
-                    self._connection.close()
-                self._connection = Connection(endpoint, self._config.aggregator.ca, self._stop)
+            endpoint = self._aggregators.choose()
+            self._connect(endpoint)
         except FedlearnError as error:
             self._note(error, self._network)
             return Event.NOT_FOUND
-        if endpoint is None:
-            self._note(
-                NetworkError(
-                    f"no aggregator of task {self._config.aggregator.task} answers by mDNS",
-                    hint="is it running, on this LAN? else set aggregator.url",
-                ),
-                self._network,
-            )
-            return Event.NOT_FOUND
+        if self._aggregators.is_new(endpoint):
+            self._network.reset()
         self._publish(aggregator=str(endpoint))
         return Event.FOUND_WITH_UPDATE if self._pending else Event.FOUND
 
@@ -169,7 +151,7 @@ class Agent:
             raise DatasetError(f"there is no training data at {data}", hint="check data.path")
         config = self._config
         reply = check_in(self._connected(), CheckIn(config.aggregator.task, config.device.name))
-        self._count_success()
+        self._note_answer()
         if isinstance(reply, TrainOrder):
             self._order = reply
             self._deadline = time.monotonic() + reply.deadline_s
@@ -269,7 +251,7 @@ class Agent:
             self._note(error, self._training)
             self._drop_pending()
             return Event.REFUSED
-        self._count_success()
+        self._note_answer()
         self._training.reset()
         self._drop_pending()
         self._publish(bytes_up=self._status.bytes_up + len(body), update_bytes=len(body))
@@ -296,63 +278,20 @@ class Agent:
         self._stop.wait(delay_s)
         return Event.DUE
 
-    # Which aggregator.
+    # Small things.
 
-    def _choose_endpoint(self) -> Endpoint | None:
-        """Return the aggregator to talk to: configured, known, or found; None if none is there."""
-        config = self._config.aggregator
-        if config.url:
-            return parse_url(config.url, insecure=config.insecure)
-        known = self._connection.endpoint if self._connection else self._remembered()
-        if known is not None and self._failures.get(known, 0) < TRIES_OF_KNOWN_ADDRESS:
-            return known
-        best: Endpoint | None = None
-        with Search(
-            config.task,
-            config.interfaces,
-            self._stop,
-            time_limit_s=SEARCH_S,
-            command=self._searcher,
-        ) as search:
-            for found in search:
-                endpoint = self._endpoint(found)
-                if endpoint is None:
-                    continue
-                if endpoint not in self._failures:
-                    self._network.reset()
-                    logger.info("found %s at %s", found.instance, endpoint)
-                    return endpoint
-                best = min(best or endpoint, endpoint, key=lambda each: self._failures[each])
-                search.end_within(SECOND_CHOICE_S)
-        return best
-
-    def _endpoint(self, found: Found) -> Endpoint | None:
-        if not found.tls and not self._config.aggregator.insecure:
-            logger.warning(
-                "%s at %s offers no TLS and is left alone", found.instance, found.address
-            )
-            return None
-        return Endpoint(found.address, found.port, found.tls, named=False)
-
-    def _remembered(self) -> Endpoint | None:
-        try:
-            endpoint = parse_url(self._memory.aggregator, insecure=True)
-        except FedlearnError:
-            return None
-        if not endpoint.tls and not self._config.aggregator.insecure:
-            return None
-        return replace(endpoint, named=False)
-
-    def _count_failure(self) -> None:
+    def _connect(self, endpoint: Endpoint) -> None:
+        """Use this aggregator from now on."""
         if self._connection is not None:
-            if len(self._failures) >= MAX_REMEMBERED_FAILURES:
-                self._failures.clear()
-            endpoint = self._connection.endpoint
-            self._failures[endpoint] = self._failures.get(endpoint, 0) + 1
+            if self._connection.endpoint == endpoint:
+                return
+            self._connection.close()
+        self._connection = Connection(endpoint, self._config.aggregator.ca, self._stop)
 
-    def _count_success(self) -> None:
+    def _note_answer(self) -> None:
+        """The aggregator gave a proper answer: it is the one to remember."""
         endpoint = self._connected().endpoint
-        self._failures.pop(endpoint, None)
+        self._aggregators.answered(endpoint)
         self._network.reset()
         if not self._config.aggregator.url and self._memory.aggregator != str(endpoint):
             self._memory = Memory(aggregator=str(endpoint))
@@ -360,8 +299,6 @@ class Agent:
                 self._state.remember(self._memory)
             except StorageError as error:
                 logger.warning("%s", error)
-
-    # Small things.
 
     def _load_pending(self) -> tuple[int, bytes] | None:
         found = self._state.pending()

@@ -117,15 +117,11 @@ def parse_config(values: Mapping[str, object], base: Path) -> Config:
     return config
 
 
-def keys() -> Iterator[tuple[str, str, str]]:
-    """Yield (section, key, description with the default) of every key, for the help."""
-    for section, kind in get_type_hints(Config).items():
-        for key in _keys_of(kind):
-            yield section, key.name, f"{key.doc} ({key.shown_default})"
-
-
 @dataclass(frozen=True, slots=True)
-class _Key:
+class Key:
+    """One key, described: `shown_default` is "required" or names the default."""
+
+    section: str
     name: str
     kind: Any
     doc: str
@@ -134,13 +130,20 @@ class _Key:
     shown_default: str
 
 
-def _keys_of(section: type) -> Iterator[_Key]:
-    hints = get_type_hints(section, include_extras=True)
-    for each in fields(section):
+def keys() -> Iterator[Key]:
+    """Describe every key, section by section."""
+    for section, kind in get_type_hints(Config).items():
+        yield from _keys_of(section, kind)
+
+
+def _keys_of(section: str, dataclass_: type) -> Iterator[Key]:
+    hints = get_type_hints(dataclass_, include_extras=True)
+    for each in fields(dataclass_):
         kind, doc, *constraints = get_args(hints[each.name])
         required = each.default is MISSING and each.default_factory is MISSING
         default = each.default if each.default_factory is MISSING else each.default_factory()
-        yield _Key(
+        yield Key(
+            section,
             each.name,
             kind,
             doc,
@@ -157,7 +160,7 @@ def _shown(value: object) -> str:
 def _parse_section(section: str, kind: type, values: object, base: Path) -> Any:
     if not isinstance(values, dict):
         raise ConfigError(f"{section} must be a section", hint=f"write [{section}]")
-    known = {key.name: key for key in _keys_of(kind)}
+    known = {key.name: key for key in _keys_of(section, kind)}
     _refuse_unknown(f"key in [{section}]", values, known)
     parsed = {}
     for name, key in known.items():
@@ -168,7 +171,7 @@ def _parse_section(section: str, kind: type, values: object, base: Path) -> Any:
     return kind(**parsed)
 
 
-def _parse_value(where: str, key: _Key, value: object, base: Path) -> object:
+def _parse_value(where: str, key: Key, value: object, base: Path) -> object:
     kind = next((each for each in get_args(key.kind) if each in _EXPECTED), key.kind)
     if get_origin(key.kind) is tuple:
         kind = tuple

@@ -43,15 +43,22 @@ def tls_context(endpoint: Endpoint, ca: Path | None) -> ssl.SSLContext | None:
     context.check_hostname = endpoint.named
     if ca is None:
         context.load_default_certs()
-        return context
+    else:
+        check_ca(ca, context)
+    return context
+
+
+def check_ca(ca: Path | None, context: ssl.SSLContext | None = None) -> None:
+    """Load the CA file into the context, or just see whether it can be; raise `ConfigError`."""
+    if ca is None:
+        return
     try:
-        context.load_verify_locations(ca)
+        (context or ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)).load_verify_locations(ca)
     except OSError as error:  # an ssl.SSLError is one, too
         raise ConfigError(
             f"cannot use aggregator.ca {ca}: {error.strerror or error}",
             hint="it must be a PEM file with the CA's certificate",
         ) from error
-    return context
 
 
 class Connection:

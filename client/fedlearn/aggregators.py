@@ -1,0 +1,105 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Which aggregator to talk to: the configured one, the known one, or one that mDNS finds."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from dataclasses import replace
+
+from fedlearn.config import AggregatorConfig
+from fedlearn.endpoint import Endpoint, parse_url
+from fedlearn.errors import ConfigError, NetworkError
+from fedlearn.search import SEARCHER, Found, Search
+from fedlearn.stop import StopSignal
+
+# A search holds 25 MB, and what it does not hear within three queries is not there.
+SEARCH_S = 10.0
+# How long a search waits for another aggregator when all it found have failed before.
+SECOND_CHOICE_S = 1.0
+# An aggregator that restarts comes back at its address: try it so often before a new search.
+TRIES_OF_KNOWN = 2
+# A LAN has a handful of aggregators; beyond that the memory of failures starts anew.
+MAX_FAILED = 64
+
+logger = logging.getLogger(__name__)
+
+
+class Aggregators:
+    """Chooses among the aggregators of a task, by how they answered so far."""
+
+    def __init__(
+        self,
+        config: AggregatorConfig,
+        stop: StopSignal,
+        remembered: str = "",
+        *,
+        searcher: Sequence[str] = SEARCHER,
+    ) -> None:
+        self._config = config
+        self._stop = stop
+        self._searcher = searcher
+        self._failures: dict[Endpoint, int] = {}
+        self._known = self._parse(remembered)
+
+    def choose(self) -> Endpoint:
+        """Return the one to try now; raise `NetworkError` when there is none, or `Stopped`."""
+        if self._config.url:
+            return parse_url(self._config.url, insecure=self._config.insecure)
+        if self._known is None or self._failures.get(self._known, 0) >= TRIES_OF_KNOWN:
+            self._known = self._search()
+        return self._known
+
+    def is_new(self, endpoint: Endpoint) -> bool:
+        """Tell whether nothing is known against it."""
+        return endpoint not in self._failures
+
+    def answered(self, endpoint: Endpoint) -> None:
+        """Note a proper answer."""
+        self._failures.pop(endpoint, None)
+
+    def failed(self, endpoint: Endpoint) -> None:
+        """Note that it could not be reached, trusted or understood."""
+        if len(self._failures) >= MAX_FAILED:
+            self._failures.clear()
+        self._failures[endpoint] = self._failures.get(endpoint, 0) + 1
+
+    def _search(self) -> Endpoint:
+        """Return the first find that has not failed yet, or else the one that failed least."""
+        config = self._config
+        best: Endpoint | None = None
+        with Search(
+            config.task,
+            config.interfaces,
+            self._stop,
+            time_limit_s=SEARCH_S,
+            command=self._searcher,
+        ) as search:
+            for found in search:
+                endpoint = self._endpoint(found)
+                if endpoint is None:
+                    continue
+                if self.is_new(endpoint):
+                    logger.info("found %s at %s", found.instance, endpoint)
+                    return endpoint
+                best = min(best or endpoint, endpoint, key=lambda each: self._failures[each])
+                search.end_within(SECOND_CHOICE_S)
+        if best is None:
+            raise NetworkError(
+                f"no aggregator of task {config.task} answers by mDNS",
+                hint="is it running, on this LAN? else set aggregator.url",
+            )
+        return best
+
+    def _endpoint(self, found: Found) -> Endpoint | None:
+        if not found.tls and not self._config.insecure:
+            logger.warning("%s at %s has no TLS: left alone", found.instance, found.address)
+            return None
+        return Endpoint(found.address, found.port, found.tls, named=False)
+
+    def _parse(self, remembered: str) -> Endpoint | None:
+        try:
+            endpoint = parse_url(remembered, insecure=self._config.insecure)
+        except ConfigError:
+            return None
+        return replace(endpoint, named=False)

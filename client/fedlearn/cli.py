@@ -1,0 +1,284 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The `fedlearn` command.
+
+Each sub-command imports what it needs when it runs: the agent lives in this process and must not
+carry NumPy, and a person who asks for the status should not wait for the runtime.
+"""
+# ruff: noqa: PLC0415
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import signal
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from pathlib import Path
+
+from fedlearn.config import DEFAULT_PATH, Config, keys, load_config
+from fedlearn.errors import ExitCode, FedlearnError
+from fedlearn.log import LEVELS, setup
+from fedlearn.version import VERSION
+
+_EXIT_CODES = """exit codes:
+  0 done   1 failed   2 wrong usage   65 unusable model or data   66 no such file
+  69 no aggregator   74 cannot read or write   78 wrong configuration   130 interrupted
+"""
+_Command = Callable[[argparse.Namespace], int]
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command and return its exit code."""
+    options = _parser().parse_args(arguments)
+    command: _Command = options.command
+    try:
+        return command(options)
+    except FedlearnError as error:
+        print(f"fedlearn: error: {error}", file=sys.stderr)
+        return error.exit_code
+    except KeyboardInterrupt:
+        return ExitCode.INTERRUPTED
+    except BrokenPipeError:
+        # The reader of our output had enough. Python must not complain about it at exit, too.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return ExitCode.FAILURE
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="fedlearn",
+        description="Federated learning of int8 .tflite models, the device's side.",
+        epilog=_EXIT_CODES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    agent = _add(commands, "agent", _agent, "train for an aggregator, until stopped", _agent_help())
+    _add_config(agent)
+    agent.add_argument(
+        "--check-config", action="store_true", help="check the configuration and say what it means"
+    )
+    agent.add_argument("--log-level", choices=LEVELS, default="info")
+
+    status = _add(
+        commands,
+        "status",
+        _status,
+        "tell what the agent does",
+        "examples:\n  fedlearn status\n  fedlearn status --json | jq .rounds_trained\n\n"
+        "exit code 1 when the agent does not run",
+    )
+    _add_config(status)
+    _add_json(status)
+
+    model = commands.add_parser("model", help="inspect, evaluate or train a .tflite file")
+    _add_model_commands(model.add_subparsers(required=True, metavar="COMMAND"))
+
+    version = _add(commands, "version", _version, "print the versions of fedlearn and its runtime")
+    _add_json(version)
+    return parser
+
+
+def _add_model_commands(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    inspect = _add(
+        commands,
+        "inspect",
+        _inspect,
+        "describe a model and what of it can be trained",
+        "example:\n  fedlearn model inspect digits.tflite",
+    )
+    evaluate = _add(
+        commands,
+        "evaluate",
+        _evaluate,
+        "measure accuracy and loss by the interpreter",
+        "example:\n  fedlearn model evaluate digits.tflite --data test.npz",
+    )
+    train = _add(
+        commands,
+        "train",
+        _train,
+        "train a model on this machine alone",
+        "example:\n  fedlearn model train digits.tflite --data train.npz --test test.npz "
+        "--out better.tflite",
+    )
+    for each in (inspect, evaluate, train):
+        each.add_argument("model", type=Path, help="fully-int8 .tflite file")
+        _add_json(each)
+    for each in (evaluate, train):
+        each.add_argument(
+            "--data", type=Path, required=True, help="npz file with arrays x (inputs), y (labels)"
+        )
+    evaluate.add_argument("--threads", type=_positive, default=1)
+    train.add_argument("--out", type=Path, required=True, help="where to write the trained model")
+    train.add_argument("--test", type=Path, help="npz file to measure with (default: --data)")
+    train.add_argument("--tail", choices=("last", "dense", "all"), default="all")
+    train.add_argument("--epochs", type=_positive, default=1)
+    train.add_argument("--batch-size", type=_positive, default=32)
+    train.add_argument("--learning-rate", type=float, default=0.1)
+    train.add_argument("--seed", type=int, default=0)
+
+
+def _add(
+    commands: argparse._SubParsersAction[argparse.ArgumentParser],
+    name: str,
+    command: _Command,
+    summary: str,
+    epilog: str = "",
+) -> argparse.ArgumentParser:
+    parser = commands.add_parser(
+        name,
+        help=summary,
+        description=f"{summary[0].upper()}{summary[1:]}.",
+        epilog=epilog,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.set_defaults(command=command)
+    return parser
+
+
+def _add_config(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--config", type=Path, default=DEFAULT_PATH, metavar="FILE", help="default: %(default)s"
+    )
+
+
+def _add_json(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--json", action="store_true", help="print JSON, for scripts")
+
+
+def _positive(text: str) -> int:
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError("must be 1 or more")
+    return value
+
+
+def _agent_help() -> str:
+    lines = [
+        "examples:",
+        "  fedlearn agent --config device.toml --check-config",
+        "  fedlearn agent --config device.toml",
+        "",
+        "the configuration file (TOML):",
+    ]
+    section = ""
+    for each in keys():
+        if each.section != section:
+            section = each.section
+            lines.append(f"  [{section}]")
+        lines.append(f"  {each.name:<12} {each.doc} ({each.shown_default})")
+    return "\n".join(lines)
+
+
+def _agent(options: argparse.Namespace) -> int:
+    config = load_config(options.config)
+    if options.check_config:
+        from fedlearn.connection import check_ca
+
+        check_ca(config.aggregator.ca)
+        print(f"{options.config} is correct.\n{_meaning(config)}")
+        return ExitCode.OK
+    from fedlearn.agent import Agent
+    from fedlearn.stop import StopSignal
+
+    setup(options.log_level)
+    stop = StopSignal()
+    stop.install()
+    Agent(config, stop).run()
+    return ExitCode.INTERRUPTED if stop.signal == signal.SIGINT else ExitCode.OK
+
+
+def _meaning(config: Config) -> str:
+    aggregator, data = config.aggregator, config.data.path
+    where = ", ".join(aggregator.interfaces) or "all interfaces"
+    trust = f"must be certified by {aggregator.ca or 'a CA of this system'}"
+    if aggregator.insecure:
+        trust += "; on a loopback address it may do without TLS"
+    lines = [
+        f"device      {config.device.name}, joins task {aggregator.task}",
+        f"aggregator  {aggregator.url or f'found by mDNS on {where}'}; {trust}",
+        f"data        {data}" + ("" if data.is_file() else " (not there: the agent waits for it)"),
+        f"training    {config.training.threads} threads; the trainer process ends "
+        f"{config.training.linger_s:g} s after a job",
+        f"state       {config.device.state_dir}",
+        f"status      {config.device.runtime_dir}/status.json",
+    ]
+    return "\n".join(lines)
+
+
+def _status(options: argparse.Namespace) -> int:
+    from fedlearn.status import describe, is_alive, read_status
+
+    config = load_config(options.config)
+    status = read_status(config.device.runtime_dir / "status.json")
+    alive = is_alive(status)
+    print(json.dumps({"alive": alive, **asdict(status)}) if options.json else describe(status))
+    return ExitCode.OK if alive else ExitCode.FAILURE
+
+
+def _inspect(options: argparse.Namespace) -> int:
+    from fedlearn.inspect import inspect_model
+    from fedlearn.trainer.local import read_model
+
+    report = inspect_model(read_model(options.model))
+    print(json.dumps(report.to_json()) if options.json else report.to_text())
+    return ExitCode.OK
+
+
+def _evaluate(options: argparse.Namespace) -> int:
+    from fedlearn.dataset import Dataset
+    from fedlearn.runtime import evaluate
+    from fedlearn.trainer.local import read_model
+
+    model = read_model(options.model)
+    result = evaluate(model.data, Dataset.load(options.data, model), options.threads)
+    text = f"accuracy {result.accuracy:.2%}, loss {result.loss:.4f} nats, {result.samples} samples"
+    print(json.dumps(asdict(result)) if options.json else text)
+    return ExitCode.OK
+
+
+def _train(options: argparse.Namespace) -> int:
+    from fedlearn.trainer.local import train_file
+
+    def show(epoch: int, done: float, loss: float) -> None:
+        print(f"\r{done:4.0%}  epoch {epoch + 1}  loss {loss:.4f} ", end="", file=sys.stderr)
+
+    result = train_file(
+        options.model,
+        options.data,
+        options.out,
+        tail=options.tail,
+        epochs=options.epochs,
+        batch_size=options.batch_size,
+        learning_rate=options.learning_rate,
+        seed=options.seed,
+        test_path=options.test,
+        progress=show if sys.stderr.isatty() else None,
+    )
+    if sys.stderr.isatty():
+        print(file=sys.stderr)
+    text = (
+        f"{options.out}: accuracy {result.before.accuracy:.2%} -> {result.after.accuracy:.2%}, "
+        f"loss {result.before.loss:.4f} -> {result.after.loss:.4f}\n"
+        f"{result.samples} samples in {result.train_s:.1f} s, "
+        f"{result.changed_weights} weights changed"
+    )
+    print(json.dumps(asdict(result)) if options.json else text)
+    return ExitCode.OK
+
+
+def _version(options: argparse.Namespace) -> int:
+    from importlib.metadata import PackageNotFoundError, version
+
+    versions = {"fedlearn": VERSION, "python": sys.version.split()[0]}
+    for package in ("tflite-runtime", "ai-edge-litert", "numpy", "cbor2", "zeroconf"):
+        try:
+            versions[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    shown = "\n".join(f"{name} {number}" for name, number in versions.items())
+    print(json.dumps(versions) if options.json else shown)
+    return ExitCode.OK
