@@ -92,14 +92,29 @@ class Aggregators:
         return best
 
     def _endpoint(self, found: Found) -> Endpoint | None:
-        if not found.tls and not self._config.insecure:
-            logger.warning("%s at %s has no TLS: left alone", found.instance, found.address)
-            return None
-        return Endpoint(found.address, found.port, found.tls, named=False)
+        endpoint = Endpoint(found.address, found.port, found.tls, named=False)
+        if self._can_be_trusted(endpoint):
+            return endpoint
+        logger.warning(
+            "%s at %s is left alone: %s",
+            found.instance,
+            endpoint,
+            "aggregator.ca is not set" if found.tls else "it has no TLS",
+        )
+        return None
 
     def _parse(self, remembered: str) -> Endpoint | None:
         try:
             endpoint = parse_url(remembered, insecure=self._config.insecure)
         except ConfigError:
             return None
-        return replace(endpoint, named=False)
+        endpoint = replace(endpoint, named=False)
+        return endpoint if self._can_be_trusted(endpoint) else None
+
+    def _can_be_trusted(self, endpoint: Endpoint) -> bool:
+        """Whether an aggregator that mDNS named could prove itself.
+
+        That takes a CA of our own: a system's CAs certify anyone, for a name that here anyone
+        may choose.
+        """
+        return self._config.ca is not None if endpoint.tls else self._config.insecure

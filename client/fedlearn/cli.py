@@ -194,14 +194,16 @@ def _agent(options: argparse.Namespace) -> int:
 def _meaning(config: Config) -> str:
     aggregator, data = config.aggregator, config.data.path
     where = ", ".join(aggregator.interfaces) or "all interfaces"
-    trust = f"must be certified by {aggregator.ca or 'a CA of this system'}"
+    trust = []
+    if aggregator.ca or aggregator.url.startswith("https:"):
+        trust.append(f"certified by {aggregator.ca or 'a CA of this system'}")
     if aggregator.insecure:
-        trust += "; on a loopback address it may do without TLS"
+        trust.append("on a loopback address without TLS")
     lines = [
         f"device      {config.device.name}, joins task {aggregator.task}",
-        f"aggregator  {aggregator.url or f'found by mDNS on {where}'}; {trust}",
+        f"aggregator  {aggregator.url or f'found by mDNS on {where}'}, {' or '.join(trust)}",
         f"data        {data}" + ("" if data.is_file() else " (not there: the agent waits for it)"),
-        f"training    {config.training.threads} threads; the trainer process ends "
+        f"training    threads: {config.training.threads}; the trainer process ends "
         f"{config.training.linger_s:g} s after a job",
         f"state       {config.device.state_dir}",
         f"status      {config.device.runtime_dir}/status.json",
