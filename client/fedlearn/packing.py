@@ -12,10 +12,10 @@ Four things are true of a weight delta (rows: outputs, columns: inputs) after a 
 4. The activity of inputs varies more than that of outputs, so a value resembles its neighbours in
    the column more than those in the row: the columns follow each other.
 
-Each part then gets a Huffman code of its own. Over twenty federated rounds of MNIST, the deltas of a
-64 x 784 layer came out 19 % (median) below the entropy of their values, which knows nothing of rows
-and columns, and 13 % below deflated 2-bit codes. Measured and dropped: Golomb-Rice gaps, bit planes
-and five base-3 digits a byte (all larger), and rows sorted by density (2 % smaller, but a
+Each part then gets a Huffman code of its own. Over twenty federated rounds of MNIST, the deltas of
+a 64 x 784 layer came out 19 % (median) below the entropy of their values, which knows nothing of
+rows and columns, and 13 % below deflated 2-bit codes. Measured and dropped: Golomb-Rice gaps, bit
+planes and five base-3 digits a byte (all larger), and rows sorted by density (2 % smaller, but a
 permutation more).
 
 The stream is raw deflate (RFC 1951) of these parts, integers little-endian:
