@@ -19,6 +19,7 @@ class Feed:
 
     def __init__(self, data_dir: Path) -> None:
         self._announcement = data_dir / "serve.json"
+        self._rounds: dict[int, Round] = {}
         self._connection: http.client.HTTPConnection | None = None
         self.url = ""
         self.doing = "starting"
@@ -42,18 +43,15 @@ class Feed:
         self._connection.request("GET", "/v1/status")
         status = json.loads(self._connection.getresponse().read())
         self.doing = _doing(status)
-        rounds: list[Round] = []
-        began: float | None = None
         for row in status["rounds"]:
-            if row["state"] != "closed" or row["accuracy"] is None:
-                break
-            # A round lasts from the end of the one before it; the first one, from its first seat.
-            rounds.append(_round(row, row["started"] if began is None else began))
-            began = row["closed"]
-        return rounds
+            if row["state"] == "closed" and row["accuracy"] is not None:
+                self._rounds[row["number"]] = _round(row)
+        return [self._rounds[number] for number in sorted(self._rounds)]
 
 
-def _round(row: dict[str, Any], began: float) -> Round:
+def _round(row: dict[str, Any]) -> Round:
+    # A round opens when the one before it closes; the first one waits for somebody to come.
+    began = row["started"] if row["number"] == 1 else row["opened"]
     return Round(
         number=row["number"],
         devices=row["updates"],

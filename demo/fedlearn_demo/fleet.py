@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from fedlearn.errors import FedlearnError
+from fedlearn.errors import ConfigError, FedlearnError
 from fedlearn_demo.digits import MODEL_PATH, dirichlet_split, load_test, load_train
 from fedlearn_demo.meter import Meter
 from fedlearn_demo.process import Nursery
@@ -71,7 +71,10 @@ class Fleet:
         """Write every device's shard and configuration, and make the task."""
         settings, workspace = self._settings, self._workspace
         x, y = load_train()
-        shards = dirichlet_split(y, settings.devices, settings.alpha, settings.seed)
+        try:
+            shards = dirichlet_split(y, settings.devices, settings.alpha, settings.seed)
+        except ValueError as error:
+            raise ConfigError(str(error), hint="see --devices, --alpha and --seed") from error
         for number, shard in enumerate(shards, 1):
             name = f"device-{number:02}"
             folder = workspace.device(name)

@@ -66,8 +66,8 @@ class Meter:
 
     @property
     def idle(self) -> bool:
-        """Whether the agent is alone."""
-        return not child_pids(self.pid)
+        """Whether the agent is alone. A trainer that ended, if not yet reaped, holds no memory."""
+        return not any(memory(child) for child in child_pids(self.pid))
 
     def sample(self) -> None:
         """Look at the tree once. Peaks outlast short moments between two looks."""

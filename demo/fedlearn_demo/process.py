@@ -2,7 +2,7 @@
 """Processes that never outlive the demo, whatever happens to it.
 
 Each child leads a session of its own: Ctrl-C reaches the demo alone, which then stops the children
-in order, and a signal to the child's group reaches its own children. Should the demo be killed, the
+in order, and whatever they have started is found by its session. Should the demo be killed, the
 kernel kills the children (PR_SET_PDEATHSIG), and theirs find their pipe closed.
 """
 
@@ -42,7 +42,7 @@ class Child:
 
     @property
     def pid(self) -> int:
-        """Process id, which is also the id of its group."""
+        """Process id, which is also the id of its session."""
         return self.process.pid
 
     @property
@@ -116,9 +116,20 @@ class Nursery:
         while time.monotonic() < give_up and not all(child.ended for child in self.children):
             time.sleep(_POLL_S)
         for child in self.children:
-            # The group, for a grandchild may be left. The leader is not reaped yet, so the id of
-            # the group cannot belong to anybody else.
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(child.pid, signal.SIGKILL)
+            # The leader is not reaped yet, so the session's id cannot belong to anybody else.
+            for pid in _session(child.pid):
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
             child.process.wait()
         self.children.clear()
+
+
+def _session(leader: int) -> list[int]:
+    """Process ids of a session, also of those whose parent has gone."""
+    found = []
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            with contextlib.suppress(ProcessLookupError, PermissionError):
+                if os.getsid(int(entry.name)) == leader:
+                    found.append(int(entry.name))
+    return found
