@@ -1,0 +1,103 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Valid messages of every kind for hypothesis, written out apart from the codec's own ranges."""
+
+from __future__ import annotations
+
+import string
+
+from hypothesis import strategies as st
+
+from fedlearn.messages import (
+    CheckIn,
+    Difference,
+    EncodedTensor,
+    Limits,
+    Message,
+    Metrics,
+    Receipt,
+    Refusal,
+    TaskDescriptor,
+    TrainableTensor,
+    TrainingFailure,
+    TrainingPlan,
+    TrainOrder,
+    Update,
+    Wait,
+)
+
+counts = st.integers(0, 2**63 - 1)
+names = st.text(string.ascii_letters + string.digits + "._-", min_size=1, max_size=64)
+texts = st.text(st.characters(exclude_categories=["Cs"]), max_size=300)
+digests = st.binary(min_size=32, max_size=32)
+seconds = st.floats(0.0, 1e9)
+shares = st.floats(0.0, 1.0)
+reals = st.floats(allow_nan=False, allow_infinity=False)
+
+plans = st.builds(TrainingPlan, texts, counts, counts, reals)
+limits = st.builds(Limits, counts, counts)
+metrics = st.builds(Metrics, reals, reals, shares, shares, seconds, seconds, counts)
+
+# Encoding 0 has no data; which bytes the others may have is not the codec's business.
+encoded = st.one_of(st.just((0, b"")), st.tuples(st.integers(1, 5), st.binary(max_size=300)))
+encoded_tensors = st.builds(lambda index, e: EncodedTensor(index, *e), counts, encoded)
+trainable_tensors = st.builds(
+    TrainableTensor,
+    counts,
+    texts,
+    st.lists(counts, max_size=4).map(tuple),
+    st.sampled_from(["int8", "int32"]),
+)
+
+tasks = st.builds(
+    TaskDescriptor,
+    names,
+    counts,
+    texts,
+    digests,
+    counts,
+    counts,
+    st.lists(trainable_tensors, max_size=5).map(tuple),
+    plans,
+    limits,
+)
+checkins = st.builds(CheckIn, names, names, st.none() | st.builds(TrainingFailure, counts, texts))
+orders = st.builds(
+    TrainOrder,
+    counts,
+    digests,
+    counts,
+    st.integers(0, 2**64 - 1),
+    seconds,
+    st.lists(counts, max_size=30).map(tuple),
+    plans,
+    limits,
+)
+waits = st.builds(Wait, seconds, texts)
+updates = st.builds(
+    Update,
+    names,
+    counts,
+    digests,
+    names,
+    counts,
+    metrics,
+    st.lists(encoded_tensors, max_size=6).map(tuple),
+)
+differences = st.builds(
+    lambda base, target, e: Difference(base, target, *e), digests, digests, encoded
+)
+receipts = st.builds(Receipt, counts, st.booleans())
+refusals = st.builds(Refusal, texts, texts)
+
+# By the name of the rule in protocol.cddl, which is also the message's "kind".
+BY_KIND: dict[str, st.SearchStrategy[Message]] = {
+    "task": tasks,
+    "checkin": checkins,
+    "train": orders,
+    "wait": waits,
+    "update": updates,
+    "difference": differences,
+    "receipt": receipts,
+    "refusal": refusals,
+}
+messages: st.SearchStrategy[Message] = st.one_of(*BY_KIND.values())
