@@ -11,6 +11,7 @@ from fedlearn.model.schema import Activation, Padding
 from fedlearn.trainer.conv2d import convolution_options
 from fedlearn.trainer.exact import Real
 from fedlearn.trainer.layer import WeightedLayer
+from fedlearn.trainer.requantisation import Arithmetic
 from fedlearn.trainer.window import Axis, Window
 
 
@@ -18,6 +19,7 @@ class DepthwiseConv2D(WeightedLayer):
     """Weights (1, KH, KW, C_in * multiplier), arranged as (KH * KW, C)."""
 
     channel_axis = 3
+    usual = Arithmetic.TWICE_AWAY
     _padded: NDArray[np.float32]
 
     def __init__(self, model: Model, operator: Operator) -> None:

@@ -55,6 +55,8 @@ class WeightedLayer(Layer):
 
     # Where output channels lie in the weight tensor.
     channel_axis = 0
+    # How TFLite's own kernel of the operator rounds.
+    usual = Arithmetic.TWICE_UP
 
     def __init__(self, model: Model, operator: Operator) -> None:
         super().__init__(model, operator)
@@ -68,7 +70,7 @@ class WeightedLayer(Layer):
         has_bias = bias >= 0 and model.tensors[bias].is_constant
         self.bias = Parameter(model.array(bias) if has_bias else np.zeros(channels, np.int32))
         self._set_clamp(self._activation())
-        self.arithmetic = Arithmetic.TWICE_UP
+        self.arithmetic = self.usual
         self._input_scale = self.input.scale
         self._logit_scales = (self.input.scales * self._weight_scales).astype(np.float32)
         self.trains_weight = self.trains_bias = False

@@ -6,11 +6,11 @@ runtimes differ in how they hold m and how they round; each way is here once. Ac
 as float64 holding integers, results leave as float32 holding integers without the zero point.
 
 - FLOAT32 (XNNPACK): m in float32, product in float32, round half to even.
-- FIXED_POINT: m = M 2^(e-31) with a 31-bit M, exact product, round half up.
-- TWICE_UP (ruy on x86): the same M and e; the product is rounded to M's high half first (half up),
-  then again after the shift by e (half up).
-- TWICE_AWAY (TFLite's portable `MultiplyByQuantizedMultiplier`): the same, but the second rounding
-  takes halves away from zero.
+- TWICE: m = M 2^(e-31) with a 31-bit M. The product is rounded to its high half first (half up),
+  then again after the shift by e. Halves in that second step go up in ruy's and other vector code
+  (TWICE_UP), away from zero in TFLite's portable `MultiplyByQuantizedMultiplier` (TWICE_AWAY), and
+  in depthwise kernels up in whole vectors of channels and away from zero in the rest
+  (TWICE_VECTORS).
 
 M and e as in Jacob et al. 2018, "Quantization and Training of Neural Networks for Efficient
 Integer-Arithmetic-Only Inference", section 2.2.
@@ -27,6 +27,8 @@ from numpy.typing import NDArray
 # below 2^22 is exact. A larger accumulator must saturate anyway for the fast way to be allowed.
 _EXACT_ACCUMULATOR = 2.0**22
 _LARGEST_OUTPUT = 256.0
+# Channels that the depthwise kernels' vector code takes at a time.
+_VECTOR = 8
 
 
 class Arithmetic(Enum):
@@ -34,7 +36,7 @@ class Arithmetic(Enum):
 
     TWICE_UP = "fixed point, rounded twice, halves up"
     TWICE_AWAY = "fixed point, rounded twice, halves away from zero"
-    FIXED_POINT = "fixed point"
+    TWICE_VECTORS = "fixed point, rounded twice, halves up but in the last channels"
     FLOAT32 = "float32"
 
 
@@ -63,45 +65,39 @@ class Requantiser:
         multiplier = np.floor(fraction * 2.0**31 + 0.5).astype(np.int64)
         overflow = multiplier == 1 << 31
         self._multiplier = np.where(overflow, multiplier >> 1, multiplier)
-        self._exponent = np.where(overflow, exponent + 1, exponent).astype(np.int64)
-        self._real = self._multiplier * 2.0 ** (self._exponent - 31.0)
-        # Fast is float64; it is exact for every accumulator that does not saturate the output.
-        self._fast = _LARGEST_OUTPUT / float(self._real.min()) < _EXACT_ACCUMULATOR
-        self._left = 2.0 ** np.maximum(self._exponent, 0)
-        self._right = 2.0 ** np.minimum(self._exponent, 0)
+        exponent = np.where(overflow, exponent + 1, exponent).astype(np.int64)
+        self._left, self._right = np.maximum(exponent, 0), 2.0 ** np.minimum(exponent, 0)
+        self._fast = _LARGEST_OUTPUT / float(real.min()) < _EXACT_ACCUMULATOR
 
     def __call__(self, accumulator: NDArray[np.float64]) -> NDArray[np.float32]:
         """Rescale an accumulator (..., C) of integers; the result is not yet clamped."""
         if self.arithmetic is Arithmetic.FLOAT32:
             return np.rint(accumulator.astype(np.float32) * self._factor)
-        if not self._fast:
-            return self._in_integers(accumulator.astype(np.int64)).astype(np.float32)
-        if self.arithmetic is Arithmetic.FIXED_POINT:
-            return _half_up(accumulator * self._real).astype(np.float32)
-        high = _half_up(accumulator * (self._multiplier * self._left * 2.0**-31))
-        high *= self._right
-        if self.arithmetic is Arithmetic.TWICE_UP:
-            return _half_up(high).astype(np.float32)
-        high += np.copysign(0.5, high)
-        return np.trunc(high, out=high).astype(np.float32)
+        scaled = self._high_half(accumulator)
+        scaled *= self._right
+        channels = scaled.shape[-1]
+        upwards = {
+            Arithmetic.TWICE_UP: channels,
+            Arithmetic.TWICE_AWAY: 0,
+            Arithmetic.TWICE_VECTORS: channels - channels % _VECTOR,
+        }[self.arithmetic]
+        result = np.empty(scaled.shape, np.float32)
+        up, away = scaled[..., :upwards], scaled[..., upwards:]
+        up += 0.5
+        np.floor(up, out=result[..., :upwards], casting="same_kind")
+        away += np.copysign(0.5, away)
+        np.trunc(away, out=result[..., upwards:], casting="same_kind")
+        return result
 
-    def _in_integers(self, exact: NDArray[np.int64]) -> NDArray[np.int64]:
-        """The fixed-point ways as TFLite writes them, for multipliers so small that float64 ends.
+    def _high_half(self, accumulator: NDArray[np.float64]) -> NDArray[np.float64]:
+        """round(accumulator 2^left M 2^-31), halves up: an integer of at most 32 bits.
 
-        |exact| < 2^31 and M < 2^31, so nothing overflows but for multipliers of 2 and more, which
-        no kernel has whose accumulator can be that large.
+        |accumulator| < 2^31 and M < 2^31, so int64 overflows only for multipliers of 2 and more,
+        which no kernel has whose accumulator can be that large.
         """
-        if self.arithmetic is Arithmetic.FIXED_POINT:
-            shift = 31 - self._exponent
-            return (exact * self._multiplier + (np.int64(1) << (shift - 1))) >> shift
-        left, right = np.maximum(self._exponent, 0), np.maximum(-self._exponent, 0)
-        high = ((exact << left) * self._multiplier + (1 << 30)) >> 31
-        mask = (np.int64(1) << right) - 1
-        if self.arithmetic is Arithmetic.TWICE_UP:
-            return (high + ((mask + 1) >> 1)) >> right
-        return (high >> right) + ((high & mask) > (mask >> 1) + (high < 0))
-
-
-def _half_up(values: NDArray[np.float64]) -> NDArray[np.float64]:
-    values += 0.5
-    return np.floor(values, out=values)
+        if self._fast:
+            high = accumulator * np.ldexp(self._multiplier * 2.0**-31, self._left)
+            high += 0.5
+            return np.floor(high, out=high)
+        exact = (accumulator.astype(np.int64) << self._left) * self._multiplier
+        return ((exact + (1 << 30)) >> 31).astype(np.float64)

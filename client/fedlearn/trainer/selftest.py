@@ -9,8 +9,6 @@ fail in ways that nobody could see.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import numpy as np
 from numpy.typing import NDArray
 
@@ -21,39 +19,39 @@ from fedlearn.trainer.layer import Layer, WeightedLayer
 from fedlearn.trainer.requantisation import Arithmetic
 from fedlearn.trainer.tail import Tail
 
-# Roundings differ in one output of some thousand, so a narrow layer needs many samples to show
-# which it uses; each costs some tens of microseconds in the interpreter.
+# Roundings differ in one output of some thousand. Where so few samples do not tell two apart, the
+# one that TFLite's own kernels use for the operator is taken.
 SAMPLES = 64
 
 
 def calibrate(
-    tail: Tail, model: Model, inputs: NDArray[np.int8], *, delegates: bool = False
+    tail: Tail,
+    model: Model,
+    inputs: NDArray[np.int8],
+    *,
+    samples: int = SAMPLES,
+    delegates: bool = False,
 ) -> None:
     """Give every layer of `tail` the arithmetic of this machine's runtime.
 
-    `inputs` are samples (N, ...) of the model's input; the first few are used. Raises TrainerError
-    naming the operator when no arithmetic reproduces the runtime's output.
+    `inputs` are samples (N, ...) of the model's input; the first `samples` are used. Raises
+    TrainerError naming the operator when no arithmetic reproduces the runtime's output.
     """
-    inputs = inputs[:SAMPLES]
-    # Where too few outputs tell two of them apart, the one that the kernels are known for wins.
-    likely = sorted(Arithmetic, key=lambda kind: (kind is Arithmetic.FLOAT32) != delegates)
+    inputs = inputs[:samples]
     x = tail.centred(tail.features(inputs, delegates=delegates))
     for layer in tail.layers:
         session = Session(model.cut(layer.output.index), delegates=delegates)
         expected = session.run(inputs).astype(np.float32) - layer.output.zero_point
-        x = _matched(layer, x, expected, likely)
+        x = _matched(layer, x, expected)
 
 
 def _matched(
-    layer: Layer,
-    x: NDArray[np.float32],
-    expected: NDArray[np.float32],
-    arithmetics: Sequence[Arithmetic],
+    layer: Layer, x: NDArray[np.float32], expected: NDArray[np.float32]
 ) -> NDArray[np.float32]:
     """The layer's output, equal to `expected` in every bit."""
     if not isinstance(layer, WeightedLayer):
         return layer.forward(x)
-    for arithmetic in arithmetics:
+    for arithmetic in (layer.usual, *Arithmetic):
         layer.arithmetic = arithmetic
         y = layer.forward(x)
         if np.array_equal(y.ravel(), expected.ravel()):

@@ -1,0 +1,237 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The reader and patcher, against what the real interpreter says of the same file."""
+
+from __future__ import annotations
+
+import random
+
+import numpy as np
+import pytest
+import tflite
+from hypothesis import given
+from hypothesis import strategies as st
+
+from fedlearn.dataset import Dataset
+from fedlearn.errors import FedlearnError, ModelError, UnsupportedOperatorError
+from fedlearn.model import Model, trainable_tensors
+from fedlearn.runtime import Session, _interpreter_module, evaluate
+from fedlearn_demo.digits import MODEL_PATH
+from tests.client.networks import Network, fully_connected, layer, softmax
+
+_DIGITS = MODEL_PATH.read_bytes()
+
+
+def test_tensor_table_equals_the_interpreters(digits: Model, digits_file: bytes) -> None:
+    interpreter = _interpreter_module().Interpreter(model_content=digits_file)
+    interpreter.allocate_tensors()
+    details = {entry["index"]: entry for entry in interpreter.get_tensor_details()}
+    for tensor in digits.tensors:
+        entry = details[tensor.index]
+        assert entry["name"] == tensor.name
+        assert tuple(entry["shape"]) == tensor.shape
+        assert np.dtype(entry["dtype"]) == tensor.dtype
+        if len(tensor.scales):
+            # ai-edge-litert shows one scale a channel also where the file has one for all.
+            shown = entry["quantization_parameters"]
+            assert (shown["scales"] == tensor.scales).all()
+            assert (shown["zero_points"] == tensor.zero_points).all()
+        if tensor.is_constant:
+            values = interpreter.get_tensor(tensor.index)
+            np.testing.assert_array_equal(values, digits.array(tensor.index))
+
+
+def test_patched_weights_are_what_the_interpreter_computes_with(
+    digits: Model, digits_test: Dataset
+) -> None:
+    """Zero weights and one large bias in the last layer: every answer must be that class."""
+    *_, weight, bias = trainable_tensors(digits, "last")
+    values = np.zeros(10, np.int32)
+    values[7] = 100_000
+    patched = digits.patched({weight.index: np.zeros(weight.shape, np.int8), bias.index: values})
+    assert len(patched) == len(digits.data)
+    outputs = Session(patched).run(digits_test.inputs[:50])
+    assert (outputs.argmax(axis=1) == 7).all()
+    assert Model.parse(patched).digest != digits.digest
+
+
+def test_patch_of_another_shape_is_refused(digits: Model) -> None:
+    weight = trainable_tensors(digits, "last")[0]
+    with pytest.raises(ValueError, match=str(weight.index)):
+        digits.patched({weight.index: np.zeros((3, 3), np.int8)})
+
+
+def test_cut_gives_the_inner_tensor(digits: Model, digits_test: Dataset) -> None:
+    """What follows the cut, run by hand on its output, gives the whole network's answer."""
+    softmax_input = digits.operators[-1].inputs[0]
+    logits = Session(digits.cut(softmax_input)).run(digits_test.inputs[:200])
+    answers = Session(digits.data).run(digits_test.inputs[:200])
+    assert logits.shape == answers.shape
+    # Softmax keeps the order; ties in int8 answers are decided by the logits.
+    best = answers[np.arange(200), logits.argmax(axis=1)]
+    np.testing.assert_array_equal(best, answers.max(axis=1))
+
+
+def test_tails_of_the_digits_model(digits: Model) -> None:
+    shapes = {
+        tail: [tensor.shape for tensor in trainable_tensors(digits, tail)]
+        for tail in ("last", "dense", "all")
+    }
+    assert shapes["last"] == [(10, 64), (10,)]
+    assert shapes["dense"] == [(64, 784), (64,), *shapes["last"]]
+    assert shapes["all"] == [(8, 3, 3, 1), (8,), (16, 3, 3, 8), (16,), *shapes["dense"]]
+
+
+def test_evaluation_of_the_starting_model(digits_file: bytes, digits_test: Dataset) -> None:
+    """It has seen only the digits 0 to 4."""
+    result = evaluate(digits_file, digits_test)
+    assert 0.45 < result.accuracy < 0.5
+    low = digits_test.labels < 5
+    known = Dataset(digits_test.inputs[low], digits_test.labels[low])
+    assert evaluate(digits_file, known).accuracy > 0.9
+
+
+@pytest.mark.parametrize(
+    ("data", "reason"),
+    [
+        (b"", "no .tflite"),
+        (b"\x00" * 64, "no .tflite"),
+        (b"PK\x03\x04 this is a zip archive", "no .tflite"),
+        (b"\x00\x00\x00\x00TFL3", "schema version"),
+        (b"\xff\xff\xff\x7fTFL3" + b"\x00" * 16, "corrupt"),
+    ],
+)
+def test_what_is_no_model_is_refused(data: bytes, reason: str) -> None:
+    with pytest.raises(ModelError, match=reason):
+        Model.parse(data)
+
+
+def _float_network(weight_dtype: int) -> bytes:
+    network = Network()
+    source = network.tensor((1, 4), tflite.TensorType.FLOAT32)
+    kind = np.int8 if weight_dtype == tflite.TensorType.INT8 else np.float32
+    weight = network.tensor((2, 4), weight_dtype, scales=0.1, data=np.ones((2, 4), kind))
+    output = network.tensor((1, 2), tflite.TensorType.FLOAT32)
+    network.inputs, network.outputs = [source], [output]
+    network.operator(
+        tflite.BuiltinOperator.FULLY_CONNECTED,
+        [source, weight, -1],
+        [output],
+        fully_connected(activation=0),
+    )
+    return network.write()
+
+
+def test_float_and_dynamic_range_models_are_named() -> None:
+    with pytest.raises(ModelError, match=r"is a float model.*convert it"):
+        Model.parse(_float_network(tflite.TensorType.FLOAT32))
+    with pytest.raises(ModelError, match=r"is a dynamic-range model.*convert it"):
+        Model.parse(_float_network(tflite.TensorType.INT8))
+
+
+def _dense(rng: np.random.Generator, **options: object) -> Network:
+    return layer(
+        tflite.BuiltinOperator.FULLY_CONNECTED,
+        rng,
+        input_shape=(1, 12),
+        output_shape=(1, 6),
+        weight_shape=(6, 12),
+        options=fully_connected(activation=0),
+        terms=12,
+        channel_axis=0,
+        per_channel=False,
+        **options,  # type: ignore[arg-type]
+    )
+
+
+def test_an_operator_that_cannot_be_trained_is_named_with_the_tail_that_can(
+    rng: np.random.Generator,
+) -> None:
+    network = _dense(rng)
+    hidden = network.outputs[0]
+    entry = network.tensors[hidden]
+    squashed = network.tensor((1, 6), scales=1 / 128, zeros=0)
+    network.operator(tflite.BuiltinOperator.TANH, [hidden], [squashed])
+    layer(
+        tflite.BuiltinOperator.FULLY_CONNECTED,
+        rng,
+        input_shape=(1, 6),
+        output_shape=(1, 3),
+        weight_shape=(3, 6),
+        options=fully_connected(activation=0),
+        terms=6,
+        channel_axis=0,
+        per_channel=False,
+        network=network,
+        source=squashed,
+    )
+    assert entry["shape"] == (1, 6)
+    model = Model.parse(network.write())
+    with pytest.raises(UnsupportedOperatorError, match=r"operator 1 \(TANH\).*'last'"):
+        trainable_tensors(model, "all")
+    assert [tensor.shape for tensor in trainable_tensors(model, "last")] == [(3, 6), (3,)]
+
+
+def test_weights_that_two_operators_share_are_not_trained(rng: np.random.Generator) -> None:
+    network = _dense(rng)
+    source, weight, bias = network.operators[0]["inputs"]
+    twin = {**network.tensors[weight]}
+    network.tensors.append(twin)
+    other = network.tensor((1, 6), scales=0.5)
+    network.operator(
+        tflite.BuiltinOperator.FULLY_CONNECTED,
+        [source, len(network.tensors) - 2, bias],
+        [other],
+        fully_connected(activation=0),
+    )
+    network.outputs = [other]
+    with pytest.raises(UnsupportedOperatorError, match="shared"):
+        trainable_tensors(Model.parse(network.write()), "last")
+
+
+def test_an_absent_bias_is_left_out(rng: np.random.Generator) -> None:
+    model = Model.parse(_dense(rng, bias=False).write())
+    assert [tensor.dtype for tensor in trainable_tensors(model, "all")] == ["int8"]
+
+
+def test_a_network_without_weights_says_so() -> None:
+    network = Network()
+    source = network.tensor((1, 4), scales=0.1)
+    output = network.tensor((1, 4), scales=1 / 256, zeros=-128)
+    network.inputs, network.outputs = [source], [output]
+    network.operator(tflite.BuiltinOperator.SOFTMAX, [source], [output], softmax())
+    with pytest.raises(UnsupportedOperatorError, match="no layer with weights"):
+        trainable_tensors(Model.parse(network.write()), "all")
+
+
+@given(st.integers(0, len(_DIGITS) - 1))
+def test_truncated_files_are_refused(end: int) -> None:
+    """Each byte of this file belongs to something that is read, but for padding at its end."""
+    with pytest.raises(FedlearnError):
+        trainable_tensors(Model.parse(_DIGITS[:end]), "all")
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_mutated_files_raise_one_error_or_parse(seed: int) -> None:
+    """Invariant: whatever the bytes, parsing returns a model or raises FedlearnError.
+
+    Structure lies outside the weights, so bytes are changed there three times out of four.
+    """
+    random_ = random.Random(seed)
+    model = Model.parse(_DIGITS)
+    largest = max(model.tensors, key=lambda tensor: tensor.byte_count)
+    outside = [*range(largest.offset), *range(largest.offset + largest.byte_count, len(_DIGITS))]
+    refused = 0
+    for _ in range(400):
+        data = bytearray(_DIGITS)
+        for _ in range(random_.choice([1, 1, 2, 8])):
+            place = (
+                random_.choice(outside) if random_.random() < 0.75 else random_.randrange(len(data))
+            )
+            data[place] = random_.choice([0, 1, 0x7F, 0x80, 0xFF, random_.randrange(256)])
+        try:
+            mutant = Model.parse(bytes(data))
+            for tensor in trainable_tensors(mutant, "all"):
+                assert mutant.array(tensor.index).shape == tensor.shape
+        except FedlearnError:
+            refused += 1
+    assert refused > 20, "the mutations hit nothing: this test would prove nothing"

@@ -1,0 +1,282 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Each layer: forward against the real interpreter, gradients against finite differences.
+
+The forward oracle is the runtime itself, every output bit, on random geometries. A layer's
+accumulator is linear in its weights and in its input, so a finite difference of the plain
+definition of the operator, written out here in integers, is its exact gradient.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import tflite
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from fedlearn.errors import TrainerError
+from fedlearn.model import Model, trainable_tensors
+from fedlearn.runtime import Session, runtime_name
+from fedlearn.trainer.layer import WeightedLayer
+from fedlearn.trainer.requantisation import Arithmetic
+from fedlearn.trainer.selftest import calibrate
+from fedlearn.trainer.tail import Tail
+from tests.client.networks import Network, convolution, depthwise, fully_connected, layer
+
+CONV, DEPTHWISE, DENSE = (
+    tflite.BuiltinOperator.CONV_2D,
+    tflite.BuiltinOperator.DEPTHWISE_CONV_2D,
+    tflite.BuiltinOperator.FULLY_CONNECTED,
+)
+
+
+@st.composite
+def geometries(draw: st.DrawFn) -> dict[str, Any]:
+    """A window that fits its image, with any padding, stride and dilation."""
+    kernel = (draw(st.integers(1, 5)), draw(st.integers(1, 5)))
+    dilation = (draw(st.integers(1, 2)), draw(st.integers(1, 2)))
+    stride = (1, 1) if max(dilation) > 1 else (draw(st.integers(1, 3)), draw(st.integers(1, 3)))
+    size = tuple(
+        draw(st.integers((k - 1) * d + 1, (k - 1) * d + 9))
+        for k, d in zip(kernel, dilation, strict=True)
+    )
+    return {
+        "kernel": kernel,
+        "dilation": dilation,
+        "stride": stride,
+        "size": size,
+        "padding": draw(st.sampled_from([tflite.Padding.SAME, tflite.Padding.VALID])),
+        "activation": draw(st.sampled_from([0, 1, 2, 3])),
+    }
+
+
+def _places(geometry: dict[str, Any]) -> tuple[int, int]:
+    result = []
+    for size, kernel, stride, dilation in zip(
+        geometry["size"], geometry["kernel"], geometry["stride"], geometry["dilation"], strict=True
+    ):
+        span = (kernel - 1) * dilation + 1
+        same = geometry["padding"] == tflite.Padding.SAME
+        result.append(-(-size // stride) if same else (size - span) // stride + 1)
+    return result[0], result[1]
+
+
+def _network(kind: int, geometry: dict[str, Any], seed: int, channels: int, out: int) -> Network:
+    rng = np.random.default_rng(seed)
+    places = _places(geometry)
+    window = {key: geometry[key] for key in ("padding", "stride", "dilation", "activation")}
+    common: dict[str, Any] = {
+        "input_shape": (1, *geometry["size"], channels),
+        "input_zero": int(rng.integers(-128, 128)),
+        "output_zero": int(rng.integers(-60, 61)),
+    }
+    taps = geometry["kernel"][0] * geometry["kernel"][1]
+    if kind == CONV:
+        return layer(
+            kind,
+            rng,
+            output_shape=(1, *places, out),
+            weight_shape=(out, *geometry["kernel"], channels),
+            options=convolution(**window),
+            terms=taps * channels,
+            channel_axis=0,
+            **common,
+        )
+    return layer(
+        kind,
+        rng,
+        output_shape=(1, *places, channels * out),
+        weight_shape=(1, *geometry["kernel"], channels * out),
+        options=depthwise(**window, multiplier=out),
+        terms=taps,
+        channel_axis=3,
+        **common,
+    )
+
+
+def _tail(network: Network) -> tuple[Model, Tail, WeightedLayer]:
+    model = Model.parse(network.write())
+    tail = Tail(model, [tensor.index for tensor in trainable_tensors(model, "all")])
+    found = tail.layers[0]
+    assert isinstance(found, WeightedLayer)
+    return model, tail, found
+
+
+def _arithmetic(kind: str, *, delegates: bool) -> Arithmetic:
+    """What the runtimes are known to do: only ai-edge-litert uses XNNPACK for int8."""
+    litert = runtime_name().startswith("ai-edge-litert")
+    if delegates and litert:
+        return Arithmetic.FLOAT32
+    if kind == "DEPTHWISE_CONV_2D":
+        return Arithmetic.TWICE_VECTORS if litert else Arithmetic.TWICE_AWAY
+    return Arithmetic.TWICE_UP
+
+
+def _assert_same_bits(network: Network, seed: int, *, delegates: bool) -> None:
+    model, tail, found = _tail(network)
+    shape = model.tensors[0].shape[1:]
+    inputs = np.random.default_rng(seed).integers(-128, 128, (120, *shape)).astype(np.int8)
+    found.arithmetic = _arithmetic(found.operator.name, delegates=delegates)
+    expected = Session(model.data, delegates=delegates).run(inputs)
+    got = found.forward(tail.centred(inputs)) + found.output.zero_point
+    np.testing.assert_array_equal(got, expected)
+
+
+@settings(max_examples=300, deadline=None)
+@given(geometries(), st.integers(0, 2**32), st.integers(1, 5), st.integers(1, 9), st.booleans())
+def test_convolution_forward_is_bit_exact(
+    geometry: dict[str, Any], seed: int, channels: int, out: int, delegates: bool
+) -> None:
+    _assert_same_bits(_network(CONV, geometry, seed, channels, out), seed, delegates=delegates)
+
+
+@settings(max_examples=300, deadline=None)
+@given(geometries(), st.integers(0, 2**32), st.integers(1, 5), st.integers(1, 3), st.booleans())
+def test_depthwise_forward_is_bit_exact(
+    geometry: dict[str, Any], seed: int, channels: int, out: int, delegates: bool
+) -> None:
+    _assert_same_bits(_network(DEPTHWISE, geometry, seed, channels, out), seed, delegates=delegates)
+
+
+def _dense_network(seed: int, terms: int, out: int, activation: int, **options: Any) -> Network:
+    rng = np.random.default_rng(seed)
+    return layer(
+        DENSE,
+        rng,
+        input_shape=(1, terms),
+        output_shape=(1, out),
+        weight_shape=(out, terms),
+        options=fully_connected(activation=activation),
+        terms=terms,
+        channel_axis=0,
+        per_channel=options.pop("per_channel", False),
+        input_zero=int(rng.integers(-128, 128)),
+        output_zero=int(rng.integers(-60, 61)),
+        **options,
+    )
+
+
+@settings(max_examples=300, deadline=None)
+@given(
+    st.integers(0, 2**32),
+    st.sampled_from([1, 7, 64, 518, 519, 1500]),
+    st.integers(1, 20),
+    st.sampled_from([0, 1, 2, 3]),
+    st.booleans(),
+    st.booleans(),
+)
+def test_fully_connected_forward_is_bit_exact(
+    seed: int, terms: int, out: int, activation: int, bias: bool, delegates: bool
+) -> None:
+    network = _dense_network(seed, terms, out, activation, bias=bias)
+    _assert_same_bits(network, seed, delegates=delegates)
+
+
+def test_the_whole_digits_network_is_bit_exact(digits: Model, digits_test: Any) -> None:
+    """Every layer, every output, 1,000 real images: 2.4 million int8 values."""
+    tail = Tail(digits, [tensor.index for tensor in trainable_tensors(digits, "all")])
+    for delegates in (False, True):
+        calibrate(tail, digits, digits_test.inputs, samples=1000, delegates=delegates)
+        x = tail.centred(digits_test.inputs)
+        for part in tail.layers:
+            x = part.forward(x)
+            session = Session(digits.cut(part.output.index), delegates=delegates)
+            expected = session.run(digits_test.inputs)
+            np.testing.assert_array_equal(x + part.output.zero_point, expected)
+
+
+def test_a_wrong_arithmetic_is_seen(digits: Model, digits_test: Any) -> None:
+    """Control: with a rounding that this runtime does not use, some bits differ."""
+    tail = Tail(digits, [tensor.index for tensor in trainable_tensors(digits, "all")])
+    first = tail.layers[0]
+    assert isinstance(first, WeightedLayer)
+    first.arithmetic = Arithmetic.FLOAT32
+    got = first.forward(tail.centred(digits_test.inputs)) + first.output.zero_point
+    expected = Session(digits.cut(first.output.index)).run(digits_test.inputs)
+    assert (got != expected).any()
+    assert np.abs(got - expected).max() == 1
+
+
+def test_the_self_test_refuses_a_runtime_that_computes_otherwise(
+    digits: Model, digits_test: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tail = Tail(digits, [tensor.index for tensor in trainable_tensors(digits, "all")])
+    real = Session.run
+    monkeypatch.setattr(Session, "run", lambda self, x: np.clip(real(self, x), -127, 126))
+    with pytest.raises(TrainerError, match=r"operator 0 \(CONV_2D\)"):
+        calibrate(tail, digits, digits_test.inputs)
+
+
+def _plain(kind: int, geometry: dict[str, Any], x: Any, w: Any) -> Any:
+    """The operator's definition in int64, weights as they lie in the file: sums of products."""
+    rows, columns = _places(geometry)
+    out = w.shape[0] if kind == CONV else w.shape[3]
+    y = np.zeros((len(x), rows, columns, out), np.int64)
+    (height, width), (kh, kw) = geometry["size"], geometry["kernel"]
+    (sh, sw), (dh, dw) = geometry["stride"], geometry["dilation"]
+    same = geometry["padding"] == tflite.Padding.SAME
+    top = max((rows - 1) * sh + (kh - 1) * dh + 1 - height, 0) // 2 if same else 0
+    left = max((columns - 1) * sw + (kw - 1) * dw + 1 - width, 0) // 2 if same else 0
+    for row, column, i, j in np.ndindex(rows, columns, kh, kw):
+        r, c = row * sh + i * dh - top, column * sw + j * dw - left
+        if 0 <= r < height and 0 <= c < width:
+            if kind == CONV:
+                y[:, row, column] += x[:, r, c] @ w[:, i, j].T
+            else:
+                y[:, row, column] += np.repeat(x[:, r, c], out // x.shape[3], axis=1) * w[0, i, j]
+    return y
+
+
+@pytest.mark.parametrize("kind", [CONV, DEPTHWISE])
+@settings(max_examples=25, deadline=None)
+@given(geometries(), st.integers(0, 2**32), st.integers(1, 3), st.integers(1, 3))
+def test_window_gradients_are_exact(
+    kind: int, geometry: dict[str, Any], seed: int, channels: int, out: int
+) -> None:
+    rng = np.random.default_rng(seed)
+    model, _, found = _tail(_network(kind, geometry, seed, channels, out))
+    x = rng.integers(-255, 256, (3, *geometry["size"], channels))
+    w = model.array(1).astype(np.int64)
+    found.forward(x.astype(np.float32))
+    plain = _plain(kind, geometry, x, w)
+    errors = rng.integers(-127, 128, plain.shape)
+    rows = errors.reshape(-1, errors.shape[-1]).astype(np.float32)
+
+    gradient = found._gradient(rows).reshape(-1)
+    for k in rng.choice(w.size, min(w.size, 12), replace=False):
+        step = np.zeros(w.size, np.int64)
+        step[k] = 1
+        moved = _plain(kind, geometry, x, w + step.reshape(w.shape))
+        assert (errors * (moved - plain)).sum() == gradient[k]
+
+    below = found._to_input(rows)
+    assert below.shape == x.shape
+    for k in rng.choice(x.size, min(x.size, 12), replace=False):
+        step = np.zeros(x.size, np.int64)
+        step[k] = 1
+        moved = _plain(kind, geometry, x + step.reshape(x.shape), w)
+        assert (errors * (moved - plain)).sum() == below.reshape(-1)[k]
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.integers(0, 2**32), st.integers(1, 1200), st.integers(1, 8), st.integers(1, 1200))
+def test_fully_connected_gradients_are_exact(seed: int, terms: int, out: int, batch: int) -> None:
+    """Also where sums pass 2^24, which a single float32 product would not survive."""
+    rng = np.random.default_rng(seed)
+    model, _, found = _tail(_dense_network(seed, terms, out, 0))
+    x = rng.integers(-255, 256, (batch, terms))
+    errors = rng.integers(-127, 128, (batch, out))
+    found.forward(x.astype(np.float32))
+    w = model.array(1).astype(np.int64)
+    np.testing.assert_array_equal(found._accumulate(x.astype(np.float32)), x @ w.T)
+    np.testing.assert_array_equal(found._gradient(errors.astype(np.float32)), errors.T @ x)
+    np.testing.assert_array_equal(found._to_input(errors.astype(np.float32)), errors @ w)
+
+
+def test_float32_alone_would_not_be_exact() -> None:
+    """Control for the test above: the largest operands do pass 2^24 in one float32 product."""
+    x, w = np.full((1, 784), 255, np.float32), np.full((784, 1), 127, np.float32)
+    x[0, 0] = 254
+    assert int((x @ w)[0, 0]) != int((x.astype(np.int64) @ w.astype(np.int64))[0, 0])
