@@ -127,16 +127,20 @@ class LiveTable:
                 f"{each.number}",
                 f"{each.devices}",
                 f"{each.accuracy:.1%}",
-                ProgressBar(1.0, each.accuracy, width=24, complete_style="green"),
+                _bar(1.0, each.accuracy, 24, "green"),
                 f"{each.up_kb:.1f}",
                 f"{each.down_kb:.1f}",
                 f"{each.wall_s:.2f}",
             )
         line = Table.grid(padding=(0, 1))
         line.add_row(
-            ProgressBar(self._total, len(rounds), width=30, complete_style="cyan"),
+            _bar(self._total, len(rounds), 30, "cyan"),
             f"{len(rounds)}/{self._total}",
             f"{time.monotonic() - self._began:.0f} s",
             Text(doing, style="dim"),
         )
         return Group(table, line)
+
+
+def _bar(total: float, completed: float, width: int, style: str) -> ProgressBar:
+    return ProgressBar(total, completed, width, complete_style=style, finished_style=style)

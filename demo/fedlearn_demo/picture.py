@@ -61,7 +61,8 @@ def save_picture(path: Path, title: str, start_accuracy: float, rounds: Sequence
     below.set_title("Bytes of one device, median", loc="left", fontsize=10, color=_INK)
     below.set_ylabel("kB")
     below.set_xlabel("round")
-    below.xaxis.set_major_locator(MaxNLocator(integer=True))
+    below.set_xlim(-0.6, len(numbers) + 0.6)
+    below.xaxis.set_major_locator(MaxNLocator(integer=True, steps=[1, 2, 5, 10]))
     below.legend(frameon=False, loc="upper right", ncols=2, fontsize=9)
 
     for axes in (above, below):

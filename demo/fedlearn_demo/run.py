@@ -72,8 +72,8 @@ def run(settings: Settings, out: Path, display: Display) -> Report:
             devices = fleet.start_devices()
             rounds = _follow(settings, nursery, feed, devices, display)
             fleet.export()
-            display.show(rounds, f"measuring the idle devices ({LINGER_S + _IDLE_S:.0f} s)")
-            idle = _measure_idle(nursery, devices)
+            doing = f"measuring the idle devices ({LINGER_S + _IDLE_S:.0f} s)"
+            idle = _measure_idle(nursery, devices, lambda: display.show(rounds, doing))
             first = [_first_training_s(workspace, device) for device in devices]
         wall_s = time.monotonic() - began
         display.show(rounds, "checking the final model")
@@ -119,10 +119,11 @@ def _wait(done: Callable[[], bool], nursery: Nursery, patience_s: float, complai
         time.sleep(_LOOK_S)
 
 
-def _measure_idle(nursery: Nursery, devices: Sequence[Device]) -> Idle:
-    """Wait until no trainer is left, then look at the agents for a while."""
+def _measure_idle(nursery: Nursery, devices: Sequence[Device], tick: Callable[[], None]) -> Idle:
+    """Wait until no trainer is left, then leave the agents alone for a while."""
 
     def alone() -> bool:
+        tick()
         for device in devices:
             device.meter.sample()
         return all(device.meter.idle for device in devices)
@@ -130,14 +131,13 @@ def _measure_idle(nursery: Nursery, devices: Sequence[Device]) -> Idle:
     _wait(alone, nursery, LINGER_S + _START_S, "a trainer does not end")
     before = [cpu_s(device.meter.pid) for device in devices]
     start = time.monotonic()
-    time.sleep(_IDLE_S)
-    nursery.check()
-    used = mean(cpu_s(d.meter.pid) - b for d, b in zip(devices, before, strict=True))
+    while (passed_s := time.monotonic() - start) < _IDLE_S:
+        tick()
+        nursery.check()
+        time.sleep(_LOOK_S)
+    used_s = mean(cpu_s(d.meter.pid) - b for d, b in zip(devices, before, strict=True))
     found = [memory(device.meter.pid) for device in devices]
-    return Idle(
-        rss_bytes=max(each.rss_bytes for each in found if each),
-        cpu_percent=100 * used / (time.monotonic() - start),
-    )
+    return Idle(max(each.rss_bytes for each in found if each), 100 * used_s / passed_s)
 
 
 def _first_training_s(workspace: Workspace, device: Device) -> float:
