@@ -52,6 +52,7 @@ NAME = r"[A-Za-z0-9._-]{1,64}"
 Name = Annotated[str, Pattern(NAME)]
 Digest = Annotated[bytes, Range(32, 32)]  # SHA-256
 Count = Annotated[int, Range(0, 2**63 - 1)]  # fits int64 and SQLite's INTEGER
+Positive = Annotated[int, Range(1, 2**63 - 1)]
 Seed = Annotated[int, Range(0, 2**64 - 1)]
 Share = Annotated[float, Range(0.0, 1.0)]
 Seconds = Annotated[float, Range(0.0, 1e9)]  # 30 years: whatever is longer is a mistake
@@ -88,8 +89,8 @@ class TrainingPlan:
     """How a device trains: the hyper-parameters of the local SGD."""
 
     loss: str
-    epochs: Count
-    batch_size: Count
+    epochs: Positive
+    batch_size: Positive
     learning_rate: float
 
 

@@ -26,6 +26,7 @@ from fedlearn.messages import (
 )
 
 counts = st.integers(0, 2**63 - 1)
+positives = st.integers(1, 2**63 - 1)
 names = st.text(string.ascii_letters + string.digits + "._-", min_size=1, max_size=64)
 texts = st.text(st.characters(exclude_categories=["Cs"]), max_size=300)
 digests = st.binary(min_size=32, max_size=32)
@@ -33,7 +34,7 @@ seconds = st.floats(0.0, 1e9)
 shares = st.floats(0.0, 1.0)
 reals = st.floats(allow_nan=False, allow_infinity=False)
 
-plans = st.builds(TrainingPlan, texts, counts, counts, reals)
+plans = st.builds(TrainingPlan, texts, positives, positives, reals)
 limits = st.builds(Limits, counts, counts)
 metrics = st.builds(Metrics, reals, reals, shares, shares, seconds, seconds, counts)
 

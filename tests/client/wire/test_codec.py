@@ -174,3 +174,11 @@ def test_the_codec_does_not_load_numpy() -> None:
     """The agent decodes messages while it waits, in a few MB."""
     program = "import sys, fedlearn.codec; sys.exit('numpy' in sys.modules)"
     subprocess.run([sys.executable, "-c", program], check=True, timeout=60)
+
+
+@pytest.mark.parametrize("field", ["epochs", "batch_size"])
+def test_a_plan_of_no_epoch_or_of_empty_batches_is_refused(field: str) -> None:
+    changes: dict[str, Any] = {field: 0}
+    order = next(m for m in EXAMPLES if isinstance(m, TrainOrder))
+    wrong = dataclasses.replace(order, plan=dataclasses.replace(order.plan, **changes))
+    assert status_of(codec.encode(wrong), TrainOrder) == 422
