@@ -110,14 +110,16 @@ class Connection:
         try:
             response = self._send(method, path, body, headers or {}, timeout_s)
             yield response
+            if response.length == 0:  # read1 does not close what it has read to the end
+                response.close()
             complete = response.isclosed()
+        except OSError as error:
+            self._stop.check()
+            raise _network_error(self.endpoint, error) from error
         except http.client.HTTPException as error:
             self._stop.check()
             text = clean(error) or type(error).__name__
             raise ProtocolError(f"{self.endpoint} answers with broken HTTP: {text}") from error
-        except OSError as error:
-            self._stop.check()
-            raise _network_error(self.endpoint, error) from error
         finally:
             if not complete:  # what is left of the answer would be taken for the next one
                 self.close()

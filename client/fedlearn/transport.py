@@ -88,13 +88,17 @@ def send_update(connection: Connection, round_number: int, device: str, body: by
 def refuse(status: int, body: bytes) -> NoReturn:
     """Raise what an answer other than success says.
 
-    A status below 500 finds fault with the request: `RefusedError`. Others pass: `NetworkError`.
+    4xx finds fault with the request: `RefusedError`. 5xx passes: `NetworkError`. All others are
+    no answers of this protocol: `ProtocolError`.
     """
     try:
         refusal = codec.decode(Refusal, body, max_bytes=MAX_REPLY_BYTES)
     except ProtocolError:
         refusal = Refusal("no reason given", "")
     message = f"the aggregator answers {status}: {clean(refusal.error)}"
-    if HTTPStatus.BAD_REQUEST <= status < HTTPStatus.INTERNAL_SERVER_ERROR:
-        raise RefusedError(message, status=status, hint=clean(refusal.hint))
-    raise NetworkError(message, hint=clean(refusal.hint))
+    hint = clean(refusal.hint)
+    if status >= HTTPStatus.INTERNAL_SERVER_ERROR:
+        raise NetworkError(message, hint=hint)
+    if status >= HTTPStatus.BAD_REQUEST:
+        raise RefusedError(message, status=status, hint=hint)
+    raise ProtocolError(message)

@@ -1,0 +1,23 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The agent with a fake trainer, as a process: run_agent.py CONFIG MODE MODULES.
+
+After it has stopped it writes the names of all modules that it had imported to MODULES.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+from fedlearn.agent import Agent
+from fedlearn.config import load_config
+from fedlearn.log import setup
+from fedlearn.stop import StopSignal
+
+config, mode, modules = sys.argv[1:]
+setup("debug")
+stop = StopSignal()
+stop.install()
+worker = (sys.executable, str(Path(__file__).with_name("fake_worker.py")), f"--mode={mode}")
+Agent(load_config(Path(config)), stop, worker=worker).run()
+Path(modules).write_text("\n".join(sys.modules))

@@ -1,0 +1,348 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The agent as a process, against an aggregator that does what the test says."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from fedlearn import codec
+from fedlearn.messages import (
+    CheckIn,
+    Difference,
+    Encoding,
+    Limits,
+    Receipt,
+    Refusal,
+    TrainingPlan,
+    TrainOrder,
+    Update,
+    Wait,
+)
+
+from .announced import announced, unique_task
+from .scripted import CBOR, Request, Server, answer, message, serving
+
+# The fake trainer rebuilds a model by repeating a difference of PERIOD bytes.
+MODELS = [b"first model" * 1000, b"other model" * 1000]
+PERIOD = len("first model")
+DIGESTS = [hashlib.sha256(model).digest() for model in MODELS]
+
+
+def order(number: int, model: int = 0, deadline_s: float = 60.0) -> TrainOrder:
+    return TrainOrder(
+        round=number,
+        model=DIGESTS[model],
+        model_bytes=len(MODELS[model]),
+        seed=7,
+        deadline_s=deadline_s,
+        tensors=(1, 2),
+        plan=TrainingPlan("softmax_cross_entropy", 1, 8, 0.1),
+        limits=Limits(10_000, 100),
+    )
+
+
+class Aggregator:
+    """Answers check-ins with `replies`, one after the other, then holds them."""
+
+    def __init__(self, *replies: TrainOrder | Wait) -> None:
+        self.replies = list(replies)
+        self.receipts: list[bytes | None] = []  # for the next updates; then they are stored
+        self.release = threading.Event()
+        self.before_update: Callable[[], None] = lambda: None
+
+    def __call__(self, request: Request) -> bytes | None:
+        if request.method == "POST":
+            check_in = codec.decode(CheckIn, request.body, max_bytes=1000)
+            if check_in.failure is not None:
+                return message(Wait(0.1, "you gave your seat back"))
+            if self.replies:
+                return message(self.replies.pop(0))
+            self.release.wait(30)
+            return None
+        if request.method == "PUT":
+            self.before_update()
+            number = int(request.path.split("/")[3])
+            return self.receipts.pop(0) if self.receipts else message(Receipt(number, False), 201)
+        digest = bytes.fromhex(request.path.split("/")[3].partition("?")[0])
+        model = MODELS[DIGESTS.index(digest)]
+        if "?from=" in request.path:
+            base = bytes.fromhex(request.path.partition("?from=")[2])
+            difference = Difference(base, digest, Encoding.INT8, model[:PERIOD])
+            return answer(200, codec.encode(difference), CBOR)
+        return answer(200, model)
+
+
+class Device:
+    """A directory with a configuration, and the agents that run on it."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.processes: list[subprocess.Popen[bytes]] = []
+        (path / "data.npz").touch()
+
+    def start(self, *, port: int = 0, task: str = "digits", mode: str = "train") -> None:
+        where = f'url = "http://127.0.0.1:{port}"' if port else 'interfaces = ["127.0.0.1"]'
+        (self.path / "device.toml").write_text(
+            f'[device]\nname = "board"\nstate_dir = "state"\nruntime_dir = "run"\n'
+            f'[aggregator]\ntask = "{task}"\ninsecure = true\n{where}\n'
+            f'[data]\npath = "data.npz"\n'
+        )
+        program = Path(__file__).with_name("run_agent.py")
+        with (self.path / "log").open("ab") as log:
+            self.processes.append(
+                subprocess.Popen(
+                    [sys.executable, program, "device.toml", mode, "modules"],
+                    cwd=self.path,
+                    stderr=log,
+                )
+            )
+
+    def stop(self, number: signal.Signals = signal.SIGTERM) -> int:
+        self.processes[-1].send_signal(number)
+        return self.processes[-1].wait(5)
+
+    @property
+    def log(self) -> str:
+        return (self.path / "log").read_text()
+
+    def status(self) -> dict[str, Any]:
+        values: dict[str, Any] = json.loads((self.path / "run/status.json").read_text())
+        return values
+
+    def wait_for_state(self, state: str) -> dict[str, Any]:
+        deadline = time.monotonic() + 8
+        while time.monotonic() < deadline:
+            if (self.path / "run/status.json").exists() and self.status()["state"] == state:
+                return self.status()
+            time.sleep(0.02)
+        raise AssertionError(f"never {state}: {self.log}")
+
+
+@pytest.fixture
+def device(tmp_path: Path) -> Iterator[Device]:
+    device = Device(tmp_path)
+    yield device
+    for process in device.processes:
+        process.kill()
+        process.wait()
+
+
+def puts(request: Request) -> bool:
+    return request.method == "PUT"
+
+
+def held(server: Server, check_ins: int) -> None:
+    """Wait for the check-in that the aggregator holds."""
+    server.wait_for(lambda each: each.path == "/v1/checkin", check_ins)
+
+
+def test_rounds_from_end_to_end(device: Device) -> None:
+    aggregator = Aggregator(order(3), Wait(0.05, "wait a moment"), order(4, model=1))
+    with serving(aggregator) as server:
+        device.start(port=server.port)
+        held(server, 4)
+        status = device.wait_for_state("checking_in")
+        start = time.monotonic()
+        assert device.stop() == 0
+        assert time.monotonic() - start < 1.0
+        aggregator.release.set()
+
+        steps = [(each.method, each.path.partition("?")[0]) for each in server.requests]
+        assert steps == [
+            ("POST", "/v1/checkin"),
+            ("GET", f"/v1/models/{DIGESTS[0].hex()}"),
+            ("PUT", "/v1/rounds/3/updates/board"),
+            ("POST", "/v1/checkin"),
+            ("POST", "/v1/checkin"),
+            ("GET", f"/v1/models/{DIGESTS[1].hex()}"),
+            ("PUT", "/v1/rounds/4/updates/board"),
+            ("POST", "/v1/checkin"),
+        ]
+        assert {each.connection for each in server.requests} == {1}
+        assert server.requests[5].path.endswith(f"?from={DIGESTS[0].hex()}")
+        update = codec.decode(Update, server.requests[6].body, max_bytes=10_000)
+        assert (update.task, update.round, update.model) == ("digits", 4, DIGESTS[1])
+
+        size = len(server.requests[2].body)
+        assert status["device"] == "board"
+        assert (status["round"], status["model"]) == (4, DIGESTS[1].hex())
+        assert status["rounds_trained"] == 2
+        assert (status["bytes_up"], status["update_bytes"]) == (2 * size, size)
+        assert 0 < status["model_download_bytes"] < 200
+        assert status["bytes_down"] == len(MODELS[0]) + status["model_download_bytes"]
+        assert 0 < status["first_training_s"] < 8
+        assert status["agent_rss_bytes"] < 30e6
+        assert status["last_error"] == ""
+    assert device.status()["state"] == "stopped"
+    assert not (device.path / "state/pending.cbor").exists()
+    files = sorted(path.name for path in (device.path / "state/models").iterdir())
+    assert files == sorted(f"{digest.hex()}.tflite" for digest in DIGESTS)
+
+
+def test_the_agent_imports_nothing_heavy(device: Device) -> None:
+    task = unique_task()
+    aggregator = Aggregator(order(1))
+    with serving(aggregator) as server, announced((task, server.port)):
+        device.start(task=task)
+        held(server, 2)
+        device.stop()
+        aggregator.release.set()
+    modules = {name.partition(".")[0] for name in (device.path / "modules").read_text().split()}
+    assert "cbor2" in modules  # the control: this is the list of a real agent's modules
+    heavy = {"numpy", "zeroconf", "asyncio", "tflite_runtime", "ai_edge_litert", "multiprocessing"}
+    assert modules & heavy == set()
+
+
+def test_an_update_is_sent_again_after_a_power_cut(device: Device) -> None:
+    aggregator = Aggregator(order(3))
+    aggregator.receipts = [None]
+    with serving(aggregator) as server:
+        device.start(port=server.port)
+        aggregator.before_update = device.processes[0].kill
+        server.wait_for(puts)
+        device.processes[0].wait(5)
+        aggregator.before_update = lambda: None
+        device.start(port=server.port, mode="exit")  # this trainer could not train it again
+        held(server, 2)
+        first, second = (each for each in server.requests if puts(each))
+        assert (second.path, second.body) == (first.path, first.body)
+        assert server.requests.index(second) == server.requests.index(first) + 1
+        device.stop()
+        aggregator.release.set()
+
+
+def test_an_update_is_kept_while_the_aggregator_cannot_store_it(device: Device) -> None:
+    aggregator = Aggregator(order(3))
+    aggregator.receipts = [message(Refusal("the disk is full", "make room"), 507)]
+    with serving(aggregator) as server:
+        device.start(port=server.port)
+        held(server, 2)
+        first, second = (each for each in server.requests if puts(each))
+        assert second.body == first.body
+        assert "the aggregator answers 507: the disk is full (make room)" in device.log
+        device.stop()
+        aggregator.release.set()
+
+
+@pytest.mark.parametrize(("status", "words"), [(410, "is over"), (422, "norm")])
+def test_an_update_that_nobody_wants_is_dropped(device: Device, status: int, words: str) -> None:
+    aggregator = Aggregator(order(3))
+    aggregator.receipts = [message(Refusal("the norm is too large", ""), status)]
+    with serving(aggregator) as server:
+        device.start(port=server.port)
+        held(server, 2)
+        assert len([each for each in server.requests if puts(each)]) == 1
+        device.stop()
+        aggregator.release.set()
+    assert words in device.log
+    assert not (device.path / "state/pending.cbor").exists()
+
+
+def test_a_trainer_that_dies_gives_the_seat_back(device: Device) -> None:
+    aggregator = Aggregator(order(3))
+    with serving(aggregator) as server:
+        device.start(port=server.port, mode="kill")
+        held(server, 3)  # the order, the failure, and the next one after the back-off
+        failure = codec.decode(CheckIn, server.requests[2].body, max_bytes=1000).failure
+        assert failure is not None
+        assert failure.round == 3
+        assert "probably because memory ran out" in failure.reason
+        assert device.processes[-1].poll() is None
+        assert device.stop() == 0
+        aggregator.release.set()
+
+
+def test_the_deadline_of_the_round_bounds_the_training(device: Device) -> None:
+    aggregator = Aggregator(order(3, deadline_s=0.5))
+    with serving(aggregator) as server:
+        device.start(port=server.port, mode="hang")
+        held(server, 2)
+        failure = codec.decode(CheckIn, server.requests[2].body, max_bytes=1000).failure
+        assert failure is not None
+        assert "deadline" in failure.reason
+        device.stop()
+        aggregator.release.set()
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_stop_in_mid_training_leaves_no_process(device: Device, number: signal.Signals) -> None:
+    aggregator = Aggregator(order(3))
+    with serving(aggregator) as server:
+        device.start(port=server.port, mode="hang")
+        device.wait_for_state("training")
+        pid = device.processes[-1].pid
+        children = Path(f"/proc/{pid}/task/{pid}/children")
+        deadline = time.monotonic() + 5
+        while not (workers := children.read_text().split()) and time.monotonic() < deadline:
+            time.sleep(0.01)
+        assert len(workers) == 1
+        start = time.monotonic()
+        assert device.stop(number) == 0
+        assert time.monotonic() - start < 1.0
+        assert not Path(f"/proc/{workers[0]}").exists()
+
+
+def test_without_data_no_seat_is_taken(device: Device) -> None:
+    (device.path / "data.npz").unlink()
+    with serving(Aggregator(order(3))) as server:
+        device.start(port=server.port)
+        status = device.wait_for_state("backing_off")
+        assert "there is no training data" in status["last_error"]
+        assert server.requests == []
+        device.stop()
+
+
+def test_an_aggregator_that_is_dead_gives_way_to_another(device: Device) -> None:
+    """Two announce the task; where the first answer leads, nobody listens."""
+    task = unique_task()
+    aggregator = Aggregator(order(1))
+    with serving(Aggregator()) as gone:
+        dead_port = gone.port
+    with announced((task, dead_port)), serving(aggregator) as server:
+        device.start(task=task)
+        device.wait_for_state("backing_off")
+        with announced((task, server.port)):
+            held(server, 2)
+        device.stop()
+        aggregator.release.set()
+    memory = json.loads((device.path / "state/agent.json").read_text())
+    assert memory == {"aggregator": f"http://127.0.0.1:{server.port}"}
+
+
+def test_a_second_agent_on_the_same_directory_is_refused(device: Device) -> None:
+    aggregator = Aggregator()
+    with serving(aggregator) as server:
+        device.start(port=server.port)
+        held(server, 1)
+        device.start(port=server.port)
+        assert device.processes[-1].wait(5) != 0
+        assert "another agent uses" in device.log
+        assert device.processes[0].poll() is None
+        aggregator.release.set()
+
+
+def test_files_of_another_life_do_not_stop_the_agent(device: Device) -> None:
+    models = device.path / "state/models"
+    models.mkdir(parents=True)
+    (device.path / "state/pending.cbor").write_bytes(b"\x00torn")
+    (device.path / "state/agent.json").write_bytes(b"{")
+    (models / f"{DIGESTS[0].hex()}.tflite").write_bytes(b"torn")
+    (models / f"{DIGESTS[0].hex()}.part").write_bytes(b"t")
+    aggregator = Aggregator(order(3))
+    aggregator.replies.append(order(3))  # after the damaged part is noticed
+    with serving(aggregator) as server:
+        device.start(port=server.port)
+        server.wait_for(puts)
+        device.stop()
+        aggregator.release.set()

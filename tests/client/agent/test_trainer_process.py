@@ -1,0 +1,139 @@
+# SPDX-License-Identifier: Apache-2.0
+from __future__ import annotations
+
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+from fedlearn import codec
+from fedlearn.config import TrainingConfig
+from fedlearn.errors import TrainerError
+from fedlearn.jobs import Done, TrainJob
+from fedlearn.messages import TrainingPlan, Update
+from fedlearn.stop import Stopped, StopSignal
+from fedlearn.trainer_process import TrainerProcess
+
+FAKE = (sys.executable, str(Path(__file__).with_name("fake_worker.py")))
+JOB = TrainJob(
+    task="digits",
+    device="board",
+    round=3,
+    model=bytes(32),
+    model_path="model",
+    data_path="data",
+    seed=1,
+    tensors=(1, 2),
+    plan=TrainingPlan("softmax_cross_entropy", 1, 8, 0.1),
+    max_samples=100,
+)
+
+
+class Bench:
+    """A trainer with a fake worker, and what its workers left behind."""
+
+    def __init__(self, path: Path) -> None:
+        self.started = path / "started"
+        self.stop = StopSignal()
+
+    def trainer(self, mode: str = "train", linger_s: float = 30.0) -> TrainerProcess:
+        command = (*FAKE, f"--started={self.started}", f"--mode={mode}")
+        return TrainerProcess(TrainingConfig(threads=3, linger_s=linger_s), self.stop, command)
+
+    def starts(self) -> list[list[str]]:
+        return [line.split() for line in self.started.read_text().splitlines()]
+
+
+def run(trainer: TrainerProcess, seconds: float = 8.0) -> Done:
+    return trainer.run(JOB, time.monotonic() + seconds)
+
+
+@pytest.fixture
+def bench(tmp_path: Path) -> Bench:
+    return Bench(tmp_path)
+
+
+def test_a_worker_serves_several_jobs(bench: Bench) -> None:
+    trainer = bench.trainer()
+    seen: list[float | str] = []
+    deadline = time.monotonic() + 8
+    done = trainer.run(JOB, deadline, on_sent=lambda: seen.append("sent"), on_progress=seen.append)
+    assert codec.decode(Update, done.body, max_bytes=10_000).round == 3
+    assert seen == ["sent", 0.5]
+    run(trainer)
+    ((pid, threads),) = bench.starts()
+    assert threads == "3"
+    trainer.close()
+    assert not Path(f"/proc/{pid}").exists()
+
+
+def test_a_worker_that_ended_is_replaced(bench: Bench) -> None:
+    trainer = bench.trainer("one")
+    for _ in range(3):
+        run(trainer)
+    assert len(bench.starts()) == 3
+    trainer.close()
+
+
+def test_a_worker_whose_time_is_over_leaves_no_zombie(bench: Bench) -> None:
+    trainer = bench.trainer("one")
+    run(trainer)
+    ((pid, _),) = bench.starts()
+    deadline = time.monotonic() + 8
+    while Path(f"/proc/{pid}").exists() and time.monotonic() < deadline:
+        trainer.reap()
+    assert not Path(f"/proc/{pid}").exists()
+
+
+@pytest.mark.parametrize(
+    ("mode", "complaint"),
+    [
+        ("kill", "killed, probably because memory ran out"),
+        ("exit", "exit code 3"),
+        ("garbage", "no message"),
+        ("fail", r"does not fit the model \(check data.path\)"),
+    ],
+)
+def test_deaths_and_failures_are_named(bench: Bench, mode: str, complaint: str) -> None:
+    trainer = bench.trainer(mode)
+    with pytest.raises(TrainerError, match=complaint):
+        run(trainer)
+    trainer.close()
+
+
+def test_the_deadline_ends_the_job_and_the_worker(bench: Bench) -> None:
+    trainer = bench.trainer("hang")
+    with pytest.raises(TrainerError, match="before the round's deadline"):
+        run(trainer, 0.5)
+    for pid, _ in bench.starts():
+        assert not Path(f"/proc/{pid}").exists()
+
+
+def test_a_stop_ends_the_job_and_the_worker(bench: Bench) -> None:
+    trainer = bench.trainer("hang")
+    threading.Timer(0.5, bench.stop.request).start()
+    start = time.monotonic()
+    with pytest.raises(Stopped):
+        run(trainer, 60)
+    assert time.monotonic() - start < 5
+    for pid, _ in bench.starts():
+        assert not Path(f"/proc/{pid}").exists()
+
+
+def test_a_worker_that_cannot_start(bench: Bench) -> None:
+    trainer = TrainerProcess(TrainingConfig(), bench.stop, ["/does/not/exist"])
+    with pytest.raises(TrainerError, match="cannot start the trainer"):
+        run(trainer)
+
+
+def test_many_jobs_leave_no_open_files(bench: Bench) -> None:
+    trainer = bench.trainer("one")
+    run(trainer)
+    trainer.close()
+    before = len(list(Path("/proc/self/fd").iterdir()))
+    for _ in range(5):
+        run(trainer)
+        trainer.close()
+    assert len(list(Path("/proc/self/fd").iterdir())) == before
