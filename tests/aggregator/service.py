@@ -1,0 +1,93 @@
+# SPDX-License-Identifier: Apache-2.0
+"""An aggregator in this process, on a free port of loopback, for the length of a test."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import time
+from collections.abc import AsyncIterator, Callable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+from aiohttp import web
+
+from fedlearn.messages import Limits, TrainingPlan
+from fedlearn.model import trainable_tensors
+from fedlearn_aggregator import schema
+from fedlearn_aggregator.begin import begin
+from fedlearn_aggregator.coordinator import Coordinator
+from fedlearn_aggregator.optimizers import OptimizerSettings
+from fedlearn_aggregator.rounds import Policy
+from fedlearn_aggregator.server import Server
+from fedlearn_aggregator.task import Task, largest_update
+from fedlearn_aggregator.writer import Writer
+from tests.aggregator.devices import TASK, Device, start_model
+
+T = TypeVar("T")
+
+_DEVICES = ThreadPoolExecutor(32)
+
+
+def make_task(policy: Policy, tail: str = "last", **changes: Any) -> Task:
+    tensors = trainable_tensors(start_model(), tail)
+    values: dict[str, Any] = {
+        "name": TASK,
+        "instance": "0123abcd",
+        "tail": tail,
+        "tensors": tensors,
+        "plan": TrainingPlan("softmax_cross_entropy", 1, 16, 0.1),
+        "limits": Limits(largest_update(tensors), 1000),
+        "policy": policy,
+        "optimizer": OptimizerSettings(),
+        "seed": 7,
+    }
+    return Task(**{**values, **changes})
+
+
+@dataclass
+class Service:
+    url: str
+    coordinator: Coordinator
+    server: Server
+    writer: Writer
+
+    def device(self, name: str) -> Device:
+        return Device(self.url, name)
+
+
+@asynccontextmanager
+async def service(
+    data_dir: Path, task: Task | None = None, *, hold_s: float = 5.0, body_timeout_s: float = 5.0
+) -> AsyncIterator[Service]:
+    """Serve `task`, or what the directory holds already."""
+    if task is not None:
+        begin(data_dir, task, start_model(), time.time(), force=False)
+    writer = Writer(data_dir / schema.FILE_NAME)
+    coordinator = await Coordinator.load(writer)
+    server = Server(
+        coordinator, writer, random.Random(1), hold_s=hold_s, body_timeout_s=body_timeout_s
+    )
+    runner = server.runner()
+    await runner.setup()
+    await web.TCPSite(runner, "127.0.0.1", 0).start()
+    rounds = asyncio.create_task(coordinator.run())
+    try:
+        port = runner.addresses[0][1]
+        yield Service(f"http://127.0.0.1:{port}", coordinator, server, writer)
+        if rounds.done():
+            rounds.result()
+    finally:
+        server.stop()
+        await runner.cleanup()
+        rounds.cancel()
+        await asyncio.wait({rounds})
+        writer.close()
+
+
+async def blocking(function: Callable[..., T], *args: Any) -> T:
+    """Call a device's method beside the event loop, on threads that the aggregator never uses."""
+    return await asyncio.get_running_loop().run_in_executor(_DEVICES, lambda: function(*args))
