@@ -74,12 +74,13 @@ def train(
     batches = -(-len(labels) // plan.batch_size)
     for epoch in range(plan.epochs):
         order = sample_order(seed, epoch + 1, len(labels))
-        loss = 0.0
-        for batch in range(batches):
-            rows = order[batch * plan.batch_size : (batch + 1) * plan.batch_size]
+        loss, seen = 0.0, 0
+        # Batches of equal size: the mean gradient of a remainder of two samples, taken at the full
+        # learning rate, has been seen to undo a round's training.
+        for batch, rows in enumerate(np.array_split(order, batches)):
             loss += _step(tail, features[rows], labels[rows], plan.learning_rate)
+            seen += len(rows)
             if progress:
-                seen = batch * plan.batch_size + len(rows)
                 progress(epoch, (epoch + (batch + 1) / batches) / plan.epochs, loss / seen)
     return Training(tail.trained(), before, _judge(tail, features, labels), len(labels))
 
