@@ -37,6 +37,9 @@ from fedlearn.transport import Delivery, RefusedError, check_in, send_update
 
 # Whatever the aggregator asks for: not in a hot loop, and not for ever.
 MIN_WAIT_S, MAX_WAIT_S = 0.05, 3600.0
+# An aggregator that restarts is back within seconds. A search costs a slow board half a second of
+# its processor, which with this cap is less than half a percent.
+FIRST_DELAY_S, MAX_DELAY_S = 1.0, 300.0
 # To give a seat back is a courtesy: the round's deadline would free it, too.
 GIVE_BACK_TIMEOUT_S = 5.0
 PROGRESS_INTERVAL_S = 1.0
@@ -66,8 +69,8 @@ class Agent:
         self._connection: Connection | None = None
         uniform = random.SystemRandom().uniform
         # Two of a kind: a success on the network says nothing about the trainer.
-        self._network = Backoff(1.0, 60.0, uniform)
-        self._training = Backoff(1.0, 600.0, uniform)
+        self._network = Backoff(FIRST_DELAY_S, MAX_DELAY_S, uniform)
+        self._training = Backoff(FIRST_DELAY_S, MAX_DELAY_S, uniform)
         self._backoff = self._network
         self._wait_s = 0.0
         self._order: TrainOrder | None = None

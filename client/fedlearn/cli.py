@@ -22,7 +22,12 @@ from fedlearn.errors import ExitCode, FedlearnError
 from fedlearn.log import LEVELS, setup
 from fedlearn.version import VERSION
 
-_EXIT_CODES = """exit codes:
+_HELP = """examples:
+  fedlearn agent --config device.toml --check-config
+  fedlearn status
+  fedlearn model inspect digits.tflite
+
+exit codes:
   0 done   1 failed   2 wrong usage   65 unusable model or data   66 no such file
   69 no aggregator   74 cannot read or write   78 wrong configuration   130 interrupted
 """
@@ -50,7 +55,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="fedlearn",
         description="Federated learning of int8 .tflite models, the device's side.",
-        epilog=_EXIT_CODES,
+        epilog=_HELP,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     commands = parser.add_subparsers(required=True, metavar="COMMAND")

@@ -106,6 +106,8 @@ class Search:
                 return
             chunk = os.read(pipe.fileno(), MAX_LINE_BYTES)
             if not chunk:
+                if code := self._process.wait():
+                    raise NetworkError(f"the search by mDNS failed with exit code {code}")
                 return
             *lines, received = (received + chunk).split(b"\n")
             yield from lines

@@ -89,11 +89,11 @@ def sync_directory(path: Path) -> None:
         os.close(directory)
 
 
-def set_aside(path: Path, why: str) -> None:
-    """Rename a file that cannot be used to `*.corrupt`, for a person to look at; keep one."""
-    logger.warning("%s is put aside: %s", path, why)
+def set_aside(path: Path, name: str, why: str) -> None:
+    """Rename a file that cannot be used, for a person to look at, and keep the last such one."""
+    logger.warning("%s is put aside as %s: %s", path, name, why)
     try:
-        path.replace(path.with_name(f"{path.name}.corrupt"))
+        path.replace(path.with_name(name))
     except OSError as error:
         logger.warning("cannot rename %s: %s", path, error.strerror)
 
@@ -105,7 +105,8 @@ class StateDirectory:
         self._path = path
         self.models = Models(path / "models")
         with storage_errors("create", self.models.path):
-            self.models.path.mkdir(parents=True, exist_ok=True, mode=0o700)
+            path.mkdir(parents=True, exist_ok=True, mode=0o700)  # an update tells of the data
+            self.models.path.mkdir(exist_ok=True)
         self._lock = _lock(path / "lock")
 
     def close(self) -> None:
@@ -121,7 +122,7 @@ class StateDirectory:
         except FileNotFoundError:
             pass
         except (OSError, ValueError, LookupError, TypeError) as error:
-            set_aside(path, f"cannot be read: {error}")
+            set_aside(path, "agent.json.corrupt", f"cannot be read: {error}")
         return Memory()
 
     def remember(self, memory: Memory) -> None:
@@ -141,7 +142,7 @@ class StateDirectory:
         except FileNotFoundError:
             pass
         except (OSError, ProtocolError) as error:
-            set_aside(path, f"cannot be read: {error}")
+            set_aside(path, "pending.cbor.corrupt", f"cannot be read: {error}")
         return None
 
     def drop_pending(self) -> None:
@@ -175,10 +176,10 @@ class Models:
         except FileNotFoundError:
             return False
         except OSError as error:
-            set_aside(path, f"cannot be read: {error.strerror}")
+            set_aside(path, "model.corrupt", f"cannot be read: {error.strerror}")
             return False
         if found != digest:
-            set_aside(path, "its SHA-256 is wrong")
+            set_aside(path, "model.corrupt", "its SHA-256 is wrong")
         return found == digest
 
     def newest(self) -> bytes | None:
@@ -191,9 +192,10 @@ class Models:
         return None
 
     def prune(self, current: bytes) -> None:
-        """Delete all but `current` and the one before it, and downloads of other models."""
+        """Delete all but `current` and the one before it, and what broken downloads left."""
         others = [path for path in self._by_age() if path != self.file(current)]
         stale = [path for path in self.path.glob("*.part") if path != self.partial(current)]
+        stale += self.path.glob(".*.tmp")
         for path in others[MODELS_KEPT - 1 :] + stale:
             with contextlib.suppress(OSError):
                 path.unlink()

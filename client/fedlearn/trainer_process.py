@@ -26,6 +26,8 @@ WORKER = (sys.executable, "-m", "fedlearn.worker")
 # Each of these libraries would otherwise start a thread for every core.
 _THREAD_VARIABLES = ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS")
 _END_TIMEOUT_S = 0.5  # a worker that is told to end has nothing to save
+# Training is nothing that the board's own work, or the agent, should wait for.
+_NICENESS = 10
 
 
 class TrainerProcess:
@@ -107,6 +109,8 @@ class TrainerProcess:
             )
         except OSError as error:
             raise TrainerError(f"cannot start the trainer: {error.strerror}") from error
+        with contextlib.suppress(ProcessLookupError):
+            os.setpriority(os.PRIO_PROCESS, self._process.pid, _NICENESS)
         return self._process
 
     def _receive(self, process: subprocess.Popen[bytes], deadline: float) -> object:

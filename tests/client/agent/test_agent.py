@@ -207,9 +207,13 @@ def test_the_agent_imports_nothing_heavy(device: Device) -> None:
 def test_an_update_is_sent_again_after_a_power_cut(device: Device) -> None:
     aggregator = Aggregator(order(3))
     aggregator.receipts = [None]
+
+    def cut_the_power() -> None:
+        device.processes[0].kill()
+
+    aggregator.before_update = cut_the_power
     with serving(aggregator) as server:
         device.start(port=server.port)
-        aggregator.before_update = device.processes[0].kill
         server.wait_for(puts)
         device.processes[0].wait(5)
         aggregator.before_update = lambda: None

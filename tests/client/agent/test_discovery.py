@@ -108,6 +108,12 @@ def test_lines_that_make_no_sense_are_skipped() -> None:
     assert search(program(*nonsense, found(7))) == [Found("task-1", "127.0.0.1", 7, False)]
 
 
+def test_a_search_that_dies_is_not_just_an_empty_one() -> None:
+    assert search(program(then="pass")) == []  # the control
+    with pytest.raises(NetworkError, match="failed with exit code 1"):
+        search(program(then="raise SystemExit(1)"))
+
+
 def test_a_stop_ends_the_search_at_once() -> None:
     stop = StopSignal()
     threading.Timer(0.2, stop.request).start()

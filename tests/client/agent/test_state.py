@@ -116,6 +116,11 @@ def test_a_directory_that_cannot_be_is_an_error_with_its_name(tmp_path: Path) ->
         StateDirectory(tmp_path / "file")
 
 
+def test_only_the_owner_can_look_into_the_directory(tmp_path: Path) -> None:
+    StateDirectory(tmp_path / "a" / "b").close()
+    assert (tmp_path / "a" / "b").stat().st_mode & 0o077 == 0
+
+
 def test_memory(state: StateDirectory) -> None:
     assert state.memory() == Memory()
     state.remember(Memory("http://127.0.0.1:1"))
@@ -167,18 +172,20 @@ def test_a_model_is_there_only_to_the_last_bit(state: StateDirectory) -> None:
     assert state.models.has(digest)
     state.models.file(digest).write_bytes(b"mode1")
     assert not state.models.has(digest)
-    assert not state.models.file(digest).exists()
+    assert [path.name for path in state.models.path.iterdir()] == ["model.corrupt"]
 
 
 def test_current_and_previous_models_stay(state: StateDirectory) -> None:
     oldest, previous, current = (put_model(state, bytes([n]), 10 - n) for n in range(3))
     state.models.partial(oldest).touch()
     state.models.partial(current).touch()
+    (state.models.path / ".half.tflite.tmp").touch()
     state.models.prune(current)
     assert not state.models.file(oldest).exists()
     assert state.models.has(previous)
     assert state.models.has(current)
-    assert [path.name for path in state.models.path.glob("*.part")] == [f"{current.hex()}.part"]
+    names = {path.name for path in state.models.path.iterdir()}
+    assert names == {f"{previous.hex()}.tflite", f"{current.hex()}.tflite", f"{current.hex()}.part"}
 
 
 def test_the_newest_intact_model_is_the_base(state: StateDirectory) -> None:
