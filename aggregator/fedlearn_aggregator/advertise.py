@@ -7,6 +7,7 @@ What is published is a hint and proves nothing: a device believes the TLS handsh
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import ipaddress
 import logging
 import socket
@@ -58,34 +59,40 @@ async def advertised(
     """
     zeroconf = None
     try:
-        wanted = tuple(interfaces) or (() if _is_any(host) else (host,))
-        addresses = multicast_addresses(wanted)
-        reachable = addresses if _is_any(host) else [host]
-        zeroconf = AsyncZeroconf(interfaces=addresses)
-        info = service_info(task, reachable, port, tls=tls)
-        # Without probing for the name: the instance's random digits make it ours.
-        await zeroconf.async_register_service(info, cooperating_responders=True)
+        zeroconf = await _publish(task, host, port, tls=tls, interfaces=interfaces)
     except (NetworkError, OSError, ValueError, ZeroconfError) as error:
         _log.warning(
-            'not published by mDNS: %s; devices need url = "%s://%s:%d" in their configuration',
+            'not published by mDNS: %s; set url = "%s://%s:%d" in the devices\' configuration',
             error.message if isinstance(error, NetworkError) else error,
             "https" if tls else "http",
-            host,
+            "ADDRESS" if _is_any(host) else host,
             port,
         )
-        yield False
-        return
-    else:
-        _log.info("published by mDNS as %s on %s", info.name, ", ".join(addresses))
-        yield True
+    try:
+        yield zeroconf is not None
     finally:
         if zeroconf is not None:
-            try:
+            with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(GOODBYE_S):
                     await zeroconf.async_unregister_all_services()
-            except TimeoutError:
-                pass
             await zeroconf.async_close()
+
+
+async def _publish(
+    task: Task, host: str, port: int, *, tls: bool, interfaces: Sequence[str]
+) -> AsyncZeroconf:
+    wanted = tuple(interfaces) or (() if _is_any(host) else (host,))
+    addresses = multicast_addresses(wanted)
+    info = service_info(task, addresses if _is_any(host) else [host], port, tls=tls)
+    zeroconf = AsyncZeroconf(interfaces=addresses)
+    try:
+        # Without probing for the name: the instance's random digits make it ours.
+        await zeroconf.async_register_service(info, cooperating_responders=True)
+    except BaseException:
+        await zeroconf.async_close()
+        raise
+    _log.info("published by mDNS as %s on %s", info.name, ", ".join(addresses))
+    return zeroconf
 
 
 def _is_any(host: str) -> bool:

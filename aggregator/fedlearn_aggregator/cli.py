@@ -26,6 +26,7 @@ from fedlearn_aggregator import arguments, schema, store
 from fedlearn_aggregator.begin import begin, read_model
 from fedlearn_aggregator.optimizers import OptimizerName, OptimizerSettings
 from fedlearn_aggregator.report import RoundReport, TaskReport, report
+from fedlearn_aggregator.requantise import grid_scales
 from fedlearn_aggregator.rounds import Policy
 from fedlearn_aggregator.task import Task, largest_update
 
@@ -63,6 +64,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _init(options: argparse.Namespace) -> int:
     model = read_model(options.model)
     task = _task(options, model)
+    if task.optimizer.in_real_units:
+        grid_scales(model, task.tensors)  # raises now what would stop the first round
     moved = begin(options.data_dir, task, model, time.time(), force=options.force)
     if moved is not None:
         print(f"the old task is now {moved}")

@@ -231,20 +231,16 @@ class Coordinator:
             self.announce_seats()
 
     async def _close_round(self) -> None:
-        await self._persist(
-            lambda: self._writer.do(store.begin_aggregation, self.round.number),
-        )
+        number = self.round.number
+        await self._persist(lambda: self._writer.do(store.begin_aggregation, number))
         state, data = await asyncio.to_thread(self._aggregate)
         await self._finish(State.CLOSED, data, state)
 
     def _aggregate(self) -> tuple[ServerState, bytes]:
-        tensors = self.task.tensors
+        tensors, settings = self.task.tensors, self.task.optimizer
+        scales = requantise.grid_scales(self.model, tensors) if settings.in_real_units else {}
         state = optimizers.step(
-            self.task.optimizer,
-            self._state,
-            self._sums.mean(),
-            requantise.grid_scales(self.model, tensors),
-            requantise.edges(tensors),
+            settings, self._state, self._sums.mean(), scales, requantise.edges(tensors)
         )
         return state, requantise.next_model(self.model, tensors, state)
 

@@ -59,6 +59,11 @@ class OptimizerSettings:
     beta2: float = 0.99
     tau: float = 1e-3
 
+    @property
+    def in_real_units(self) -> bool:
+        """Whether `step` needs the scales of the grid."""
+        return self.name is OptimizerName.FEDADAM
+
     def __post_init__(self) -> None:
         if not 0 < self.learning_rate < math.inf:
             raise ConfigError("server learning rate must be above 0")
@@ -86,8 +91,9 @@ def step(
 ) -> ServerState:
     """Apply one round's `mean` delta (grid steps).
 
-    `scales` holds the real value of one grid step, broadcastable to the tensor's shape; `edges`
-    the largest magnitude of a master weight. Moments that are missing start as the papers say.
+    `scales` holds the real value of one grid step, broadcastable to the tensor's shape, and may be
+    empty unless `in_real_units`; `edges` the largest magnitude of a master weight. Moments
+    that are missing start as the papers say.
     """
     master: Arrays = {}
     first: Arrays = {}

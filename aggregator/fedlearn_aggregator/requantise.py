@@ -8,6 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 
+from fedlearn.errors import ModelError
 from fedlearn.messages import TrainableTensor
 from fedlearn.model import Model
 from fedlearn_aggregator.optimizers import BIAS_EDGE, WEIGHT_EDGE, ServerState
@@ -26,15 +27,24 @@ def edges(tensors: Sequence[TrainableTensor]) -> dict[int, float]:
 def grid_scales(
     model: Model, tensors: Sequence[TrainableTensor]
 ) -> dict[int, npt.NDArray[np.float64]]:
-    """Real value of one grid step by tensor, broadcastable to the tensor's shape."""
+    """Real value of one grid step by tensor, broadcastable to the tensor's shape.
+
+    Raises ModelError when the file does not say it: TFLite can do without a bias's scale.
+    """
     scales = {}
     for tensor in tensors:
         entry = model.tensors[tensor.index]
-        scale = np.asarray(entry.scales, np.float64)
         shape = [1] * len(tensor.shape)
-        if scale.size > 1:
-            shape[entry.axis] = scale.size
-        scales[tensor.index] = scale.reshape(shape)
+        if entry.scales.size > 1:
+            shape[entry.axis] = entry.scales.size
+        scale = entry.scales.astype(np.float64)
+        try:
+            scales[tensor.index] = np.broadcast_to(scale.reshape(shape), tensor.shape)
+        except (ValueError, IndexError) as error:
+            raise ModelError(
+                f"tensor {tensor.index} has no scale that fits its shape",
+                hint="choose another --optimizer than fedadam",
+            ) from error
     return scales
 
 

@@ -107,10 +107,14 @@ def _connect(uri: str, path: Path) -> sqlite3.Connection:
         db = sqlite3.connect(
             uri, uri=True, timeout=BUSY_TIMEOUT_S, isolation_level=None, check_same_thread=False
         )
+    except sqlite3.Error as error:
+        raise storage_error(error, path) from error
+    try:
         db.execute("PRAGMA synchronous=FULL")
         db.execute("PRAGMA foreign_keys=ON")
         db.execute(f"PRAGMA journal_size_limit={LOG_BYTES:d}")
     except sqlite3.Error as error:
+        db.close()
         raise storage_error(error, path) from error
     return db
 

@@ -10,6 +10,7 @@ from collections.abc import Awaitable, Callable
 from http import HTTPStatus
 
 from aiohttp import web
+from aiohttp.http_exceptions import HttpProcessingError
 
 from fedlearn import codec
 from fedlearn.errors import FedlearnError, ProtocolError, StorageError
@@ -64,7 +65,8 @@ class Server:
         app.add_routes(
             [
                 web.get("/v1/task", self._task),
-                web.get("/v1/models/{digest}", self._model),
+                # Without HEAD: it would count as a download.
+                web.get("/v1/models/{digest}", self._model, allow_head=False),
                 web.post("/v1/checkin", self._check_in),
                 web.put("/v1/rounds/{round}/updates/{device}", self._update),
                 web.get("/v1/status", self._status),
@@ -75,6 +77,7 @@ class Server:
         return web.AppRunner(
             app,
             access_log=None,
+            logger=_http_logger(),
             # A device that hung up must not take a seat.
             handler_cancellation=True,
             keepalive_timeout=KEEP_ALIVE_S,
@@ -191,7 +194,7 @@ class Server:
             response = _refusal(500, "the aggregator failed", "its log says why")
         if response.status >= HTTPStatus.BAD_REQUEST:
             if not request.content.is_eof():
-                # What is left of a refused body is not worth reading.
+                # The rest of a refused body is thrown away, and the connection with it.
                 response.force_close()
             _log.info(
                 "%s %s from %s: %d",
@@ -205,6 +208,25 @@ class Server:
         self._traffic.responses[name, str(response.status)] += 1
         self._traffic.body_bytes_out += response.content_length or 0
         return response
+
+
+class _PeersFault(logging.Filter):
+    """Makes one line of what aiohttp logs about malformed HTTP: an error with a traceback."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        error = record.exc_info[1] if record.exc_info else None
+        if isinstance(error, HttpProcessingError):
+            record.msg, record.args = "malformed HTTP: %s", (clean(error.message),)
+            record.exc_info = None
+            record.levelno, record.levelname = logging.INFO, "INFO"
+        return True
+
+
+def _http_logger() -> logging.Logger:
+    logger = logging.getLogger("fedlearn_aggregator.http")
+    if not logger.filters:
+        logger.addFilter(_PeersFault())
+    return logger
 
 
 def _cbor(message: Message, status: int = HTTPStatus.OK) -> web.Response:

@@ -100,6 +100,12 @@ def load_model(db: sqlite3.Connection, digest: bytes) -> bytes | None:
     return data
 
 
+def model_size(db: sqlite3.Connection, digest: bytes) -> int:
+    """Bytes of a model, 0 if it is not there."""
+    row = db.execute("SELECT length(data) FROM models WHERE digest = ?", (digest,)).fetchone()
+    return int(row[0]) if row else 0
+
+
 def add_seat(db: sqlite3.Connection, number: int, device: str, now: float) -> None:
     """A device trains in this round; the first one starts it."""
     db.execute("INSERT OR IGNORE INTO seats (round, device) VALUES (?, ?)", (number, device))
@@ -296,6 +302,6 @@ def unevaluated(db: sqlite3.Connection) -> list[bytes]:
     """Models that are kept and were never evaluated, oldest round first."""
     rows = db.execute(
         """SELECT digest FROM models WHERE digest NOT IN (SELECT model FROM evaluations)
-           ORDER BY (SELECT min(number) FROM rounds WHERE base = digest)"""
+           ORDER BY (SELECT min(number) FROM rounds WHERE base = digest) NULLS LAST"""
     ).fetchall()
     return [row[0] for row in rows]

@@ -12,6 +12,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
+from urllib.parse import urlsplit
 
 from aiohttp import web
 
@@ -91,3 +92,29 @@ async def service(
 async def blocking(function: Callable[..., T], *args: Any) -> T:
     """Call a device's method beside the event loop, on threads that the aggregator never uses."""
     return await asyncio.get_running_loop().run_in_executor(_DEVICES, lambda: function(*args))
+
+
+async def run_round(running: Service, *names: str) -> None:
+    """Every device trains once."""
+    before = running.coordinator.round
+
+    def one(name: str) -> None:
+        device = running.device(name)
+        order = device.order()
+        assert device.send(order.round, device.train(order)).status == 201
+        device.close()
+
+    await asyncio.gather(*(blocking(one, name) for name in names))
+    while running.coordinator.round is before and not running.coordinator.finished:
+        await running.coordinator.seats_changed.wait()
+
+
+def address(running: Service) -> tuple[str, int]:
+    host, port = urlsplit(running.url).netloc.split(":")
+    return host, int(port)
+
+
+def head(method: str, path: str, length: int | None) -> bytes:
+    size = "Transfer-Encoding: chunked" if length is None else f"Content-Length: {length}"
+    lines = [f"{method} {path} HTTP/1.1", "Host: x", "Content-Type: application/cbor", size]
+    return ("\r\n".join(lines) + "\r\n\r\n").encode()

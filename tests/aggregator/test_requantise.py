@@ -1,8 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """Master weights to `.tflite` and back."""
 
-import numpy as np
+import dataclasses
 
+import numpy as np
+import pytest
+
+from fedlearn.errors import ModelError
 from fedlearn.model import Model, trainable_tensors
 from fedlearn_aggregator import requantise
 from fedlearn_aggregator.optimizers import ServerState
@@ -35,6 +39,15 @@ def test_scales_broadcast_along_the_channels() -> None:
     model = start_model()
     tensors = trainable_tensors(model, "all")
     for index, scale in requantise.grid_scales(model, tensors).items():
-        array = model.array(index)
-        assert np.broadcast_shapes(scale.shape, array.shape) == array.shape
-        assert scale.size in (1, array.shape[model.tensors[index].axis])
+        tensor = model.tensors[index]
+        assert scale.shape == tensor.shape
+        by_channel = np.moveaxis(scale, tensor.axis, 0).reshape(tensor.shape[tensor.axis], -1)
+        assert (by_channel == tensor.scales.astype(np.float64)[:, None]).all()
+
+
+def test_a_bias_without_a_scale_is_refused_for_fedadam() -> None:
+    model = start_model()
+    tensors = trainable_tensors(model, "last")
+    bare = [dataclasses.replace(each, scales=np.zeros(0, np.float32)) for each in model.tensors]
+    with pytest.raises(ModelError, match="scale"):
+        requantise.grid_scales(dataclasses.replace(model, tensors=tuple(bare)), tensors)
