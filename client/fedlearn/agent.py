@@ -8,8 +8,9 @@ import logging
 import os
 import random
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
+from typing import Any
 
 from fedlearn.aggregators import Aggregators
 from fedlearn.config import Config
@@ -57,6 +58,7 @@ class Agent:
         *,
         worker: Sequence[str] = WORKER,
         searcher: Sequence[str] = SEARCHER,
+        uniform: Callable[[float, float], float] = random.uniform,
     ) -> None:
         self._config = config
         self._stop = stop
@@ -67,7 +69,6 @@ class Agent:
         )
         self._trainer = TrainerProcess(config.training, stop, worker)
         self._connection: Connection | None = None
-        uniform = random.SystemRandom().uniform
         # Two of a kind: a success on the network says nothing about the trainer.
         self._network = Backoff(FIRST_DELAY_S, MAX_DELAY_S, uniform)
         self._training = Backoff(FIRST_DELAY_S, MAX_DELAY_S, uniform)
@@ -76,6 +77,7 @@ class Agent:
         self._order: TrainOrder | None = None
         self._deadline = 0.0
         self._reason = ""
+        self._progress_shown = 0.0
         self._status_path = config.device.runtime_dir / "status.json"
         self._status = Status(
             state=INITIAL.value,
@@ -160,6 +162,7 @@ class Agent:
             self._deadline = time.monotonic() + reply.deadline_s
             self._publish(round=reply.round, model=reply.model.hex())
             return Event.ORDERED
+        self._network.reset()
         self._wait_s = min(max(reply.retry_s, MIN_WAIT_S), MAX_WAIT_S)
         self._reason = clean(reply.reason)
         return Event.TOLD_TO_WAIT
@@ -170,8 +173,15 @@ class Agent:
 
     def _download(self) -> Event:
         order, models = self._ordered(), self._state.models
-        if models.has(order.model):
-            return Event.MODEL_READY
+        if not models.has(order.model):
+            self._get_model(order)
+            models.prune(order.model)
+        # Not already at the order: a model that never comes must not be asked for in a hot loop.
+        self._network.reset()
+        return Event.MODEL_READY
+
+    def _get_model(self, order: TrainOrder) -> None:
+        models = self._state.models
         for base in (models.newest(), None):
             download = download_model(
                 self._connected(),
@@ -187,16 +197,14 @@ class Agent:
             )
             if download.difference is None:
                 break
-            if base is not None and self._patch(base, download.difference):
+            if base is not None and self._patch(order, base, download.difference):
                 break
         if not models.has(order.model):
             raise ProtocolError("the aggregator sends no usable model")
-        models.prune(order.model)
-        return Event.MODEL_READY
 
-    def _patch(self, base: bytes, difference: bytes) -> bool:
+    def _patch(self, order: TrainOrder, base: bytes, difference: bytes) -> bool:
         """Rebuild the order's model; if that fails, the caller takes the whole file."""
-        order, models = self._ordered(), self._state.models
+        models = self._state.models
         job = PatchJob(
             base_path=str(models.file(base)),
             difference=difference,
@@ -255,6 +263,7 @@ class Agent:
             self._drop_pending()
             return Event.REFUSED
         self._note_answer()
+        self._network.reset()
         self._training.reset()
         self._drop_pending()
         self._publish(bytes_up=self._status.bytes_up + len(body), update_bytes=len(body))
@@ -295,7 +304,6 @@ class Agent:
         """The aggregator gave a proper answer: it is the one to remember."""
         endpoint = self._connected().endpoint
         self._aggregators.answered(endpoint)
-        self._network.reset()
         if not self._config.aggregator.url and self._memory.aggregator != str(endpoint):
             self._memory = Memory(aggregator=str(endpoint))
             try:
@@ -351,10 +359,8 @@ class Agent:
             self._progress_shown = now
             self._publish(reason=f"{done:.0%}")
 
-    _progress_shown = 0.0
-
-    def _publish(self, **changes: object) -> None:
-        self._status = replace(self._status, agent_rss_bytes=rss_bytes(), **changes)  # type: ignore[arg-type]
+    def _publish(self, **changes: Any) -> None:
+        self._status = replace(self._status, agent_rss_bytes=rss_bytes(), **changes)
         try:
             write_status(self._status_path, self._status)
         except StorageError as error:

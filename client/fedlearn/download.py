@@ -15,6 +15,9 @@ from fedlearn.errors import NetworkError, ProtocolError
 from fedlearn.state import Models, publish, storage_errors
 from fedlearn.transport import REPLY_TIMEOUT_S, refuse
 
+# A board that trains within hundreds of MB has no larger model, and a smaller disk than a server.
+MAX_MODEL_BYTES = 64 * 1024 * 1024
+
 
 @dataclass(frozen=True, slots=True)
 class Download:
@@ -38,6 +41,8 @@ def download_model(
     Raises `ProtocolError` when the bytes are not those of the model, `StorageError`, and what
     `Connection.open` raises. What has arrived by then stays for the next call.
     """
+    if size > MAX_MODEL_BYTES:
+        raise ProtocolError(f"a model of {size} bytes is ordered, more than {MAX_MODEL_BYTES}")
     partial = models.partial(digest)
     with storage_errors("read", partial):
         have = partial.stat().st_size if partial.exists() else 0

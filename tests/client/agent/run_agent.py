@@ -19,5 +19,8 @@ setup("debug")
 stop = StopSignal()
 stop.install()
 worker = (sys.executable, str(Path(__file__).with_name("fake_worker.py")), f"--mode={mode}")
-Agent(load_config(Path(config)), stop, worker=worker).run()
+# Delays that a test can wait for, and that show which failure in a row it is: 0.05, 0.1, 0.2 s...
+Agent(
+    load_config(Path(config)), stop, worker=worker, uniform=lambda low, high: low + 0.05 * high
+).run()
 Path(modules).write_text("\n".join(sys.modules))

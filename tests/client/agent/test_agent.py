@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 import signal
 import subprocess
 import sys
@@ -59,6 +60,7 @@ class Aggregator:
         self.replies = list(replies)
         self.receipts: list[bytes | None] = []  # for the next updates; then they are stored
         self.release = threading.Event()
+        self.models = MODELS
         self.before_update: Callable[[], None] = lambda: None
 
     def __call__(self, request: Request) -> bytes | None:
@@ -75,7 +77,7 @@ class Aggregator:
             number = int(request.path.split("/")[3])
             return self.receipts.pop(0) if self.receipts else message(Receipt(number, False), 201)
         digest = bytes.fromhex(request.path.split("/")[3].partition("?")[0])
-        model = MODELS[DIGESTS.index(digest)]
+        model = self.models[DIGESTS.index(digest)]
         if "?from=" in request.path:
             base = bytes.fromhex(request.path.partition("?from=")[2])
             difference = Difference(base, digest, Encoding.INT8, model[:PERIOD])
@@ -265,6 +267,20 @@ def test_a_trainer_that_dies_gives_the_seat_back(device: Device) -> None:
         assert device.processes[-1].poll() is None
         assert device.stop() == 0
         aggregator.release.set()
+
+
+def test_a_model_that_is_always_wrong_is_asked_for_ever_more_rarely(device: Device) -> None:
+    """Each of the check-ins between the downloads succeeds; that must not reset the back-off."""
+    aggregator = Aggregator(*[order(3)] * 4)
+    aggregator.models = [b"wrong model" * 1000]
+    with serving(aggregator) as server:
+        device.start(port=server.port)
+        held(server, 5)
+        device.stop()
+        aggregator.release.set()
+    delays = re.findall(r"next try in (\S+) s$", device.log, re.MULTILINE)
+    assert delays == ["0.1", "0.1", "0.2", "0.4"]
+    assert device.log.count("another SHA-256") == 4
 
 
 def test_the_deadline_of_the_round_bounds_the_training(device: Device) -> None:
