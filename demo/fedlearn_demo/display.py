@@ -18,6 +18,8 @@ from fedlearn_demo.rounds import Round
 
 # The devices need the CPU more than the eye needs frames.
 FRAME_S = 0.25
+# In a log, a sign of life at least this often.
+HEARTBEAT_S = 10.0
 # Lines around the rounds: heading, frame and progress.
 _FURNITURE = 9
 
@@ -53,6 +55,7 @@ class PlainLines:
         self._console = console
         self._total = rounds
         self._shown = 0
+        self._said = 0.0
         self.say(title)
 
     def __enter__(self) -> Self:
@@ -68,6 +71,7 @@ class PlainLines:
 
     def say(self, text: str) -> None:
         """Print a line."""
+        self._said = time.monotonic()
         self._console.print(text, highlight=False, markup=False, soft_wrap=True)
 
     def show(self, rounds: Sequence[Round], doing: str) -> None:
@@ -79,6 +83,8 @@ class PlainLines:
                 f"{each.down_kb:.1f} kB down a device, {each.wall_s:.2f} s"
             )
         self._shown = len(rounds)
+        if time.monotonic() - self._said >= HEARTBEAT_S:
+            self.say(doing)
 
 
 class LiveTable:

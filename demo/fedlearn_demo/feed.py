@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+from fedlearn.errors import FedlearnError, NetworkError
 from fedlearn_demo.rounds import Round
 
 _TIMEOUT_S = 10.0
@@ -38,12 +39,22 @@ class Feed:
         return True
 
     def poll(self) -> list[Round]:
-        """Return the rounds that are closed and judged, in order; `doing` tells of the next."""
+        """Return the rounds that are closed and judged, in order; `doing` tells of the next.
+
+        Raises FedlearnError when a round failed: it has to have an update of every device.
+        """
         assert self._connection
-        self._connection.request("GET", "/v1/status")
-        status = json.loads(self._connection.getresponse().read())
+        try:
+            self._connection.request("GET", "/v1/status")
+            status = json.loads(self._connection.getresponse().read())
+        except (OSError, http.client.HTTPException) as error:
+            raise NetworkError(f"the aggregator does not answer: {error}") from error
         self.doing = _doing(status)
         for row in status["rounds"]:
+            if row["state"] == "abandoned":
+                raise FedlearnError(
+                    f"round {row['number']} was abandoned: a device did not deliver"
+                )
             if row["state"] == "closed" and row["accuracy"] is not None:
                 self._rounds[row["number"]] = _round(row)
         return [self._rounds[number] for number in sorted(self._rounds)]

@@ -11,10 +11,12 @@ import secrets
 import subprocess
 import sys
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 
 from fedlearn.errors import ConfigError, FedlearnError
+from fedlearn.status import Status, read_status
 from fedlearn_demo.digits import MODEL_PATH, dirichlet_split, load_test, load_train
 from fedlearn_demo.meter import Meter
 from fedlearn_demo.process import Nursery
@@ -23,7 +25,7 @@ from fedlearn_demo.workspace import Workspace
 
 LOOPBACK = "127.0.0.1"
 # A round of the digits takes a second or two; a very slow machine needs more.
-DEADLINE_S = 120.0
+DEADLINE_S = 60.0
 # Longer than a round, so that the trainer stays from one to the next; short enough to be seen gone.
 LINGER_S = 5.0
 
@@ -54,6 +56,11 @@ class Device:
     name: str
     samples: int
     meter: Meter
+    status_file: Path
+
+    def status(self) -> Status:
+        """What its agent tells of itself. Raises FedlearnError when it has not told anything."""
+        return read_status(self.status_file)
 
 
 class Fleet:
@@ -119,7 +126,8 @@ class Fleet:
             child = self._nursery.start(
                 name, [*command, str(folder / "fedlearn.toml")], folder / "agent.log"
             )
-            devices.append(Device(name, samples, Meter(child.pid)))
+            status_file = folder / "run" / "status.json"
+            devices.append(Device(name, samples, Meter(child.pid), status_file))
         return devices
 
     def export(self) -> None:

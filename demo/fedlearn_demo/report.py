@@ -3,9 +3,35 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from statistics import median
+
+from fedlearn.dataset import Dataset
+from fedlearn.errors import FedlearnError
+from fedlearn.model import Model
+from fedlearn.runtime import evaluate, runtime_name
+from fedlearn_demo.digits import MODEL_PATH
+from fedlearn_demo.fleet import Device
+from fedlearn_demo.idle import Idle
+from fedlearn_demo.rounds import Round
+from fedlearn_demo.settings import Settings
+from fedlearn_demo.workspace import Workspace
+
+_MB = 1e6
+
+
+@dataclass(frozen=True, slots=True)
+class Costs:
+    """What was measured beside the rounds themselves."""
+
+    devices: Sequence[Device]
+    idle: Idle
+    first_training_s: Sequence[float]  # by device
+    wall_s: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,3 +73,46 @@ class Report:
     def to_json(self) -> str:
         """The report as JSON."""
         return json.dumps(asdict(self), indent=2)
+
+
+def make_report(
+    settings: Settings, workspace: Workspace, rounds: Sequence[Round], costs: Costs
+) -> Report:
+    """Check the exported model with the real interpreter and sum everything up."""
+    final = workspace.final_model.read_bytes()
+    digest = hashlib.sha256(final).hexdigest()
+    if digest != rounds[-1].model:
+        raise FedlearnError("the exported model is not that of the last round")
+    test = Dataset.load(workspace.test_data, Model.parse(final))
+    up = [size for each in rounds for size in each.bytes_up]
+    down = [size for each in rounds for size in each.bytes_down]
+    meters = [device.meter for device in costs.devices]
+    return Report(
+        devices=settings.devices,
+        rounds=settings.rounds,
+        tail=settings.tail,
+        epochs=settings.epochs,
+        batch_size=settings.batch_size,
+        learning_rate=settings.learning_rate,
+        split=f"Dirichlet({settings.alpha:g}) by class",
+        seed=settings.seed,
+        samples_by_device=[device.samples for device in costs.devices],
+        runtime=runtime_name(),
+        start_accuracy=evaluate(MODEL_PATH.read_bytes(), test).accuracy,
+        accuracy_by_round=[each.accuracy for each in rounds],
+        final_accuracy=evaluate(final, test).accuracy,
+        model_sha256=digest,
+        bytes_up_median=median(up),
+        bytes_up_max=max(up),
+        bytes_down_median=median(down),
+        bytes_down_first=median(rounds[0].bytes_down),
+        round_s_median=round(median(each.wall_s for each in rounds), 3),
+        round_overhead_s_median=round(median(each.overhead_s for each in rounds), 3),
+        first_training_s=round(median(costs.first_training_s), 3),
+        first_training_s_max=round(max(costs.first_training_s), 3),
+        device_peak_rss_mb=round(max(each.peak_bytes for each in meters) / _MB, 1),
+        device_sampled_peak_rss_mb=round(max(m.sampled_peak_bytes for m in meters) / _MB, 1),
+        device_idle_rss_mb=round(costs.idle.rss_bytes / _MB, 1),
+        device_idle_cpu_percent=round(costs.idle.cpu_percent, 3),
+        wall_s=round(costs.wall_s, 1),
+    )

@@ -2,7 +2,9 @@
 """The demo itself, shortened: real processes, real mDNS on loopback, the real command."""
 
 import hashlib
+import io
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -12,13 +14,18 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from rich.console import Console
 
 from fedlearn.dataset import Dataset
-from fedlearn.errors import ExitCode
+from fedlearn.errors import ExitCode, FedlearnError
 from fedlearn.model import Model
 from fedlearn.runtime import evaluate
 from fedlearn_demo.digits import load_test
+from fedlearn_demo.display import PlainLines
+from fedlearn_demo.fleet import Fleet
 from fedlearn_demo.meter import child_pids, memory
+from fedlearn_demo.run import run
+from fedlearn_demo.settings import Settings
 
 COMMAND = [sys.executable, "-m", "fedlearn_demo", "digits", "--devices", "4"]
 
@@ -110,6 +117,23 @@ def test_nothing_is_left_after(number: signal.Signals, tmp_path: Path) -> None:
         assert demo.returncode == 128 + number
         assert "no process is left" in stderr
         assert not [command_of(pid) for pid in family if memory(pid)]
+
+
+@pytest.mark.slow
+def test_failing_device_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def prepare(self: Fleet) -> None:
+        healthy(self)
+        np.savez(tmp_path / "demo" / "device-02" / "digits.npz", x=np.zeros((9, 3)), y=[0] * 9)
+
+    healthy = Fleet.prepare
+    monkeypatch.setattr(Fleet, "prepare", prepare)
+    monkeypatch.setattr("fedlearn_demo.fleet.DEADLINE_S", 4.0)
+    settings = Settings(devices=2, rounds=1)
+    display = PlainLines(Console(file=io.StringIO()), "a title", 1)
+    with pytest.raises(FedlearnError, match="a device did not deliver") as caught:
+        run(settings, tmp_path / "demo", display)
+    assert caught.value.hint.startswith("device-02: ")
+    assert child_pids(os.getpid()) == []
 
 
 @pytest.mark.parametrize(

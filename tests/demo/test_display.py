@@ -4,8 +4,10 @@
 import io
 from pathlib import Path
 
+import pytest
 from rich.console import Console
 
+from fedlearn_demo import display as display_module
 from fedlearn_demo.display import LiveTable, PlainLines, make_display
 from fedlearn_demo.picture import save_picture
 from fedlearn_demo.rounds import Round
@@ -39,6 +41,16 @@ def test_log_gets_one_line_a_round() -> None:
     assert lines[1] == (
         "round  1/20: 10 devices, accuracy 52.0%, 8.0 kB up and 57.0 kB down a device, 1.25 s"
     )
+
+
+def test_log_gets_signs_of_life(monkeypatch: pytest.MonkeyPatch) -> None:
+    text = io.StringIO()
+    with make_display(Console(file=text), "a title", 20) as display:
+        display.show([], "waiting for devices")
+        assert "waiting" not in text.getvalue()
+        monkeypatch.setattr(display_module, "HEARTBEAT_S", 0.0)
+        display.show([], "waiting for devices")
+    assert text.getvalue().splitlines() == ["a title", "waiting for devices"]
 
 
 def test_terminal_gets_a_table() -> None:
