@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Runs a task's rounds: joins the state machine, the store and the sums on the event loop.
 
-All state is changed on the event loop, between two awaits; what is on disk is changed first, so
-memory never holds what a crash could take back.
+All state is changed on the event loop, between two awaits, and nobody is told of a change before
+it is on disk: a crash takes back nothing that a device could know of.
 """
 
 from __future__ import annotations
@@ -252,14 +252,14 @@ class Coordinator:
         closed = row.closed_before + (final is State.CLOSED)
         finished = policy.max_rounds > 0 and closed >= policy.max_rounds
         opens = max(now, min(row.opens, now) + policy.interval_s)
-        current = await self._persist(
+        newest = await self._persist(
             lambda: self._writer.do(
                 store.finish_round,
                 self.task,
                 row.number,
                 final,
                 closed=now,
-                downloads=self.downloads,
+                downloads=tuple(self.downloads),
                 next_opens=None if finished else opens,
                 model=data,
                 state=state,
@@ -268,16 +268,16 @@ class Coordinator:
         if final is State.CLOSED:
             self.round.model_stored()
         self.ended[final] += 1
-        self._log_round(final, current)
+        self._log_round(final, newest.result or newest.base)
         if state is not None and data is not None:
             self._state, self.model = state, Model.parse(data)
-            self.on_model(current)
+            self.on_model(self.model.digest)
         if finished:
             self.finished = True
         else:
-            (row,) = await self._writer.do(store.load_rounds, 1)
             now_s = _monotonic()
-            self._begin(row, Round(row.number, policy, now_s=now_s, opens_s=now_s + opens - now))
+            following = Round(newest.number, policy, now_s=now_s, opens_s=now_s + opens - now)
+            self._begin(newest, following)
         self.announce_seats()
 
     async def _persist(self, write: Callable[[], Awaitable[T]]) -> T:

@@ -9,6 +9,7 @@ import json
 import logging
 import os
 import random
+import resource
 import signal
 import socket
 import ssl
@@ -33,6 +34,9 @@ from fedlearn_aggregator.server import Server
 from fedlearn_aggregator.writer import Writer
 
 SERVE_FILE = "serve.json"
+# Each device that waits holds a connection, and a fleet comes back all at once after a restart.
+OPEN_FILES = 8192
+BACKLOG = 1024
 
 _log = logging.getLogger(__name__)
 
@@ -62,6 +66,7 @@ async def serve(options: ServeOptions, announce: Callable[[str], None]) -> ExitC
     context = tls_context(options)
     host = await _address(options.host, tls=context is not None)
     stop = _stop_on_signals()
+    _allow_open_files()
     async with AsyncExitStack() as stack:
         stack.enter_context(exclusive(options.data_dir))
         writer = Writer(options.data_dir / schema.FILE_NAME)
@@ -165,7 +170,7 @@ async def _listen(
     """Start to take requests; returns the port."""
     await runner.setup()
     try:
-        await web.TCPSite(runner, host, port, ssl_context=context).start()
+        await web.TCPSite(runner, host, port, ssl_context=context, backlog=BACKLOG).start()
     except (OSError, OverflowError) as error:
         code = getattr(error, "errno", None)
         reason, hint = {
@@ -175,6 +180,13 @@ async def _listen(
         }.get(code or 0, (f"cannot be listened on: {error}", "check --host and --port"))
         raise NetworkError(f"{host} port {port} {reason}", hint=hint) from error
     return int(runner.addresses[0][1])
+
+
+def _allow_open_files() -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = OPEN_FILES if hard == resource.RLIM_INFINITY else min(OPEN_FILES, hard)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
 
 
 def _stop_on_signals() -> asyncio.Future[signal.Signals]:

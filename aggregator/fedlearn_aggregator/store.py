@@ -153,10 +153,10 @@ def finish_round(
     next_opens: float | None,
     model: bytes | None = None,
     state: ServerState | None = None,
-) -> bytes:
+) -> RoundRow:
     """End a round with its new `model` and `state`, or without; open the next if `next_opens`.
 
-    Returns the digest of the model that the task has now.
+    Returns the newest round: the next one, or this one if it was the last.
     """
     base, closed_before = db.execute(
         "SELECT base, closed_before FROM rounds WHERE number = ?", (number,)
@@ -168,12 +168,11 @@ def finish_round(
         "UPDATE rounds SET state = ?, result = ?, closed = ?, downloads = ? WHERE number = ?",
         (final, result, closed, json.dumps(list(downloads)), number),
     )
-    current: bytes = result or base
     if next_opens is not None:
         closed_rounds = closed_before + (final is State.CLOSED)
-        _open_round(db, number + 1, closed_rounds, current, next_opens)
+        _open_round(db, number + 1, closed_rounds, result or base, next_opens)
     _drop_old(db, task, number)
-    return current
+    return load_rounds(db, 1)[0]
 
 
 def _open_round(

@@ -51,10 +51,11 @@ class Aggregator:
 
 
 @contextmanager
-def serve(data_dir: Path, *arguments: str) -> Iterator[Aggregator]:
+def serve(data_dir: Path, *arguments: str, trust: str = "--insecure") -> Iterator[Aggregator]:
     """Serve on a free port until the end of the context, or of the process before that."""
+    where = ["--data-dir", str(data_dir), "--host", "127.0.0.1", "--port", "0"]
     process = subprocess.Popen(
-        [*COMMAND, "serve", "--data-dir", str(data_dir), "--insecure", "--port", "0", *arguments],
+        [*COMMAND, "serve", *where, *trust.split(), *arguments],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,

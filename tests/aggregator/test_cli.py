@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The command as a person and a script use it: output, exit codes, a clean end."""
 
+import http.client
 import json
 import signal
 import socket
@@ -8,15 +9,17 @@ import ssl
 import subprocess
 import threading
 import time
+from contextlib import closing
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import pytest
 
-from fedlearn.errors import ConfigError, ExitCode
+from fedlearn.errors import ExitCode
 from fedlearn_aggregator import cli
-from fedlearn_aggregator.serve import ServeOptions, tls_context
 from tests.aggregator.devices import MODEL_PATH, TASK, Device, start_model
 from tests.aggregator.process import COMMAND, init, run, serve
+from tests.client.agent.certificates import make_authority
 
 
 def call(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str, str]:
@@ -178,37 +181,30 @@ def test_serve_says_what_is_wrong(
 
 
 def test_only_tls_1_3_is_spoken(tmp_path: Path) -> None:
-    certificate, key = tmp_path / "server.pem", tmp_path / "server.key"
-    made = subprocess.run(
-        [
-            "openssl",
-            "req",
-            "-x509",
-            "-newkey",
-            "ec",
-            "-pkeyopt",
-            "ec_paramgen_curve:P-256",
-            "-nodes",
-            "-subj",
-            "/CN=x",
-            "-days",
-            "1",
-            "-keyout",
-            str(key),
-            "-out",
-            str(certificate),
-        ],
-        capture_output=True,
-        check=False,
-    )
-    assert made.returncode == 0, made.stderr
-    options = ServeOptions(tmp_path, "127.0.0.1", 0, certificate=certificate, key=key)
-    context = tls_context(options)
-    assert context is not None
-    assert context.minimum_version is ssl.TLSVersion.TLSv1_3
-    key.write_text("nonsense")
-    with pytest.raises(ConfigError, match="cannot be used"):
-        tls_context(options)
+    authority = make_authority(tmp_path / "tls")
+    authority.server_context()
+    folder = authority.directory
+    trust = f"--certificate {folder}/cert.pem --key {folder}/key.pem"
+
+    def healthz(address: str, context: ssl.SSLContext) -> bytes:
+        connection = http.client.HTTPSConnection(address, timeout=5, context=context)
+        with closing(connection):
+            connection.request("GET", "/healthz")
+            return connection.getresponse().read()
+
+    init(tmp_path / "task")
+    with serve(tmp_path / "task", "--no-mdns", trust=trust) as aggregator:
+        address = urlsplit(aggregator.url)
+        assert address.scheme == "https"
+        assert healthz(address.netloc, ssl.create_default_context(cafile=authority.file)) == b"ok"
+        old = ssl.create_default_context(cafile=authority.file)
+        old.maximum_version = ssl.TLSVersion.TLSv1_2
+        with pytest.raises(ssl.SSLError):
+            healthz(address.netloc, old)
+        with pytest.raises(ssl.SSLCertVerificationError):
+            healthz(address.netloc, ssl.create_default_context())
+        with pytest.raises((http.client.HTTPException, OSError)):
+            Device(f"http://{address.netloc}", "a").request("GET", "/healthz")
 
 
 def test_the_command_starts_quickly_without_the_server(tmp_path: Path) -> None:
