@@ -10,7 +10,6 @@ interpreter as an application would.
 from __future__ import annotations
 
 import importlib
-import importlib.metadata
 import importlib.util
 from dataclasses import dataclass
 from functools import cache
@@ -52,8 +51,10 @@ def _interpreter_module() -> ModuleType:
 
 def runtime_name() -> str:
     """Name and version of the runtime, such as "tflite-runtime 2.14.0"."""
+    from importlib.metadata import version  # noqa: PLC0415  (1 MB that only messages need)
+
     distribution = _interpreter_module().__name__.split(".", maxsplit=1)[0].replace("_", "-")
-    return f"{distribution} {importlib.metadata.version(distribution)}"
+    return f"{distribution} {version(distribution)}"
 
 
 class Session:

@@ -8,7 +8,6 @@ when memory runs out; the agent lives on and reports it.
 
 from __future__ import annotations
 
-import argparse
 import logging
 import os
 import resource
@@ -17,6 +16,11 @@ import sys
 import time
 from pathlib import Path
 from typing import BinaryIO
+
+from fedlearn.lean import import_lean
+
+if __name__ == "__main__":
+    import_lean()
 
 from fedlearn import codec
 from fedlearn.dataset import Dataset
@@ -38,11 +42,8 @@ _OOM_SCORE_ADJ = 800
 _PROGRESS_EVERY_S = 1.0
 
 
-def main(arguments: list[str] | None = None) -> int:
-    """Serve jobs until the input ends or none has come for the linger time."""
-    parser = argparse.ArgumentParser(prog="python -m fedlearn.worker", description=__doc__)
-    parser.add_argument("--linger-s", type=float, default=10.0, help="end after this idle time")
-    linger_s = parser.parse_args(arguments).linger_s
+def main(linger_s: float) -> int:
+    """Serve jobs until the input ends or none has come for `linger_s` seconds."""
     logging.basicConfig(format="%(name)s: %(message)s", level=logging.WARNING)
     _volunteer_for_the_oom_killer()
     jobs, replies = _take_streams()
@@ -162,4 +163,5 @@ def peak_rss_bytes() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    # `--linger-s SECONDS` is all there is; argparse would be half a megabyte for it.
+    sys.exit(main(linger_s=float(sys.argv[2])))

@@ -21,7 +21,7 @@ from fedlearn.trainer.tail import Tail
 
 # Roundings differ in one output of some thousand. Where so few samples do not tell two apart, the
 # one that TFLite's own kernels use for the operator is taken.
-SAMPLES = 64
+SAMPLES = 16
 
 
 def calibrate(

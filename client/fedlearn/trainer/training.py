@@ -23,7 +23,8 @@ LOSSES = ("softmax_cross_entropy",)
 # Loss and accuracy before and after are measured on this many samples at most: 3 % is close enough
 # for a dashboard, and the whole set would cost a third of an epoch each time.
 JUDGED_SAMPLES = 256
-_JUDGED_BATCH = 64
+# Small, so that judging never needs more memory than training.
+_JUDGED_BATCH = 16
 
 # Called with the epoch (from 0), the share of the whole training done (0..1) and the mean loss of
 # the epoch so far.
