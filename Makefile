@@ -6,6 +6,7 @@ VENV := .venv
 OTHER := .venv-other
 BENCH := .venv-bench
 RUN := $(VENV)/bin
+SOURCES := $(shell find client aggregator demo -name '*.py' -o -name '*.cddl' -o -name '*.tflite' -o -name '*.npz')
 ARGS ?=
 
 .DEFAULT_GOAL := help
@@ -22,7 +23,7 @@ test: $(VENV)/dev $(OTHER)/dev ## Run all tests and linters, then the runtime's 
 	@$(RUN)/python -m pytest $(ARGS)
 	@if [ -x $(OTHER)/bin/python ]; then \
 	  echo "==> tests, $$($(OTHER)/bin/python -c 'from fedlearn.runtime import runtime_name as n; print(n())')"; \
-	  $(OTHER)/bin/python -m pytest tests/client $(ARGS); \
+	  $(OTHER)/bin/python -m pytest tests/client tests/aggregator $(ARGS); \
 	fi
 
 lint: $(VENV)/dev ## Run the linters alone
@@ -48,33 +49,44 @@ endef
 $(VENV)/bin/python:
 	$(call make-venv,$(VENV))
 
-$(VENV)/demo: pyproject.toml | $(VENV)/bin/python
+# What the tests and the demo run is what a device gets: an installed package, no editable one, whose
+# import hooks would cost each process 2 MB.
+define install
+	@rm -rf build/lib
+	@$(1)/bin/pip install --quiet --force-reinstall --no-deps .
+endef
+
+$(VENV)/demo: pyproject.toml $(SOURCES) | $(VENV)/bin/python
 	@echo "==> installing fedlearn with its demo"
-	@$(RUN)/pip install --quiet --editable '.[demo]'
+	@$(RUN)/pip install --quiet '.[demo]'
+	$(call install,$(VENV))
 	@touch $@
 
-$(VENV)/dev: pyproject.toml | $(VENV)/bin/python
+$(VENV)/dev: pyproject.toml $(SOURCES) | $(VENV)/bin/python
 	@echo "==> installing fedlearn with what its tests need"
-	@$(RUN)/pip install --quiet --editable '.[dev]'
+	@$(RUN)/pip install --quiet '.[dev]'
+	$(call install,$(VENV))
 	@touch $@ $(VENV)/demo
 
 # The other of the two runtimes: ai-edge-litert where the first environment has tflite-runtime (Python
 # 3.11). On newer Pythons there is only ai-edge-litert, and nothing to compare.
-$(OTHER)/dev: pyproject.toml
+$(OTHER)/dev: pyproject.toml $(SOURCES)
 	@if $(PYTHON) -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11))'; then \
-	  echo "==> creating $(OTHER) with ai-edge-litert"; \
+	  echo "==> installing fedlearn beside ai-edge-litert"; \
 	  $(PYTHON) -m venv $(OTHER) && \
-	  $(OTHER)/bin/pip install --quiet ai-edge-litert 'numpy>=2' cbor2 pyserial zeroconf \
-	    pytest pytest-timeout hypothesis pycddl tflite && \
-	  $(OTHER)/bin/pip install --quiet --no-deps --editable .; \
+	  $(OTHER)/bin/pip install --quiet ai-edge-litert 'numpy>=2' cbor2 pyserial zeroconf aiohttp \
+	    hypothesis pycddl pytest pytest-timeout tflite && \
+	  rm -rf build/lib && \
+	  $(OTHER)/bin/pip install --quiet --force-reinstall --no-deps .; \
 	else \
 	  echo "==> tflite-runtime has no wheels for this Python: one runtime is tested"; \
 	  mkdir -p $(OTHER); \
 	fi
 	@touch $@
 
-$(BENCH)/done: pyproject.toml
+$(BENCH)/done: pyproject.toml $(SOURCES)
 	$(call make-venv,$(BENCH))
 	@echo "==> installing fedlearn with what its benchmarks need"
-	@$(BENCH)/bin/pip install --quiet --editable '.[bench]'
+	@$(BENCH)/bin/pip install --quiet '.[bench]'
+	$(call install,$(BENCH))
 	@touch $@

@@ -5,6 +5,6 @@ Importing this package imports nothing else: the agent stays small while it wait
 process that trains loads NumPy and the TFLite runtime.
 """
 
-from fedlearn.version import VERSION as __version__
+from fedlearn.version import VERSION
 
-__all__ = ["__version__"]
+__version__ = VERSION

@@ -3,10 +3,13 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
+from numpy.typing import NDArray
 
 from fedlearn.trainer.loss import _POWERS, softmax_cross_entropy
 
@@ -20,7 +23,7 @@ def test_the_table_is_correctly_rounded() -> None:
     arrays(np.float32, (4, 10), elements=st.floats(-60, 60, width=32)),
     arrays(np.int64, 4, elements=st.integers(0, 9)),
 )
-def test_errors_and_loss(logits: np.ndarray, labels: np.ndarray) -> None:
+def test_errors_and_loss(logits: NDArray[Any], labels: NDArray[Any]) -> None:
     judged = softmax_cross_entropy(logits, labels)
     exact = np.exp(logits.astype(np.float64) - logits.max(axis=1, keepdims=True))
     exact /= exact.sum(axis=1, keepdims=True)

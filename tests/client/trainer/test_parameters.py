@@ -4,12 +4,14 @@
 from __future__ import annotations
 
 from fractions import Fraction
+from typing import Any
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
+from numpy.typing import NDArray
 
 from fedlearn.trainer.error_quantisation import quantise
 from fedlearn.trainer.parameters import Parameter
@@ -50,7 +52,7 @@ def test_biases_use_their_32_bits() -> None:
 
 
 @given(arrays(np.float32, (5, 7), elements=st.floats(-1e6, 1e6, width=32, allow_subnormal=False)))
-def test_quantised_errors(errors: np.ndarray) -> None:
+def test_quantised_errors(errors: NDArray[Any]) -> None:
     integers, scale = quantise(errors)
     np.testing.assert_array_equal(integers, np.rint(integers))
     assert np.abs(integers).max() <= 127

@@ -9,15 +9,18 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 
 from fedlearn.dataset import Dataset
 from fedlearn.errors import DatasetError, TrainerError, UnsupportedOperatorError
 from fedlearn.messages import TrainingPlan
 from fedlearn.model import Model, trainable_tensors
 from fedlearn.runtime import evaluate
+from fedlearn.trainer.layer import WeightedLayer
 from fedlearn.trainer.local import train_file
 from fedlearn.trainer.loss import softmax_cross_entropy
 from fedlearn.trainer.order import device_seed, philox, sample_order
@@ -41,9 +44,11 @@ def _numbers(model: Model, tail: str) -> list[int]:
     return [tensor.index for tensor in trainable_tensors(model, tail)]
 
 
-def _train(model: Model, data: Dataset, tail: str, **options: int) -> Training:
+def _train(
+    model: Model, data: Dataset, tail: str, *, seed: int = 7, max_samples: int | None = None
+) -> Training:
     plan = replace(PLAN, learning_rate=0.05) if tail == "last" else PLAN
-    return train(model, _numbers(model, tail), data, plan, **{"seed": 7, **options})
+    return train(model, _numbers(model, tail), data, plan, seed=seed, max_samples=max_samples)
 
 
 def _digest(model: Model, training: Training) -> str:
@@ -110,7 +115,9 @@ def test_gradients_point_where_finite_differences_do(digits: Model, digits_train
     tail.backward(judged.errors)
     rng = np.random.default_rng(3)
     weights = {number: digits.array(number).astype(np.float64) for number in numbers}
-    for layer in (part for part in tail.layers if hasattr(part, "weight_index")):
+    for layer in tail.layers:
+        if not isinstance(layer, WeightedLayer):
+            continue
         number = layer.weight_index
         scale = digits.tensors[number].scales
         mine = np.asarray(layer._weight_gradient, np.float64).ravel() * layer._error_scale
@@ -133,7 +140,7 @@ def test_gradients_point_where_finite_differences_do(digits: Model, digits_train
         assert 0.8 < np.linalg.norm(a) / np.linalg.norm(b) < 1.25
 
 
-def _float_loss(model: Model, weights: dict[int, np.ndarray], data: Dataset) -> float:
+def _float_loss(model: Model, weights: dict[int, NDArray[Any]], data: Dataset) -> float:
     """The digits network in float64, written from its definition."""
     first = model.tensors[model.inputs[0]]
     x = (data.inputs.astype(np.float64) - first.zero_point) * first.scale
@@ -262,7 +269,7 @@ def test_training_a_file(digits_file: bytes, tmp_path: Path, digits_train: Datas
     ],
 )
 def test_unfit_data_is_refused_with_the_reason(
-    digits: Model, tmp_path: Path, arrays: dict[str, np.ndarray], reason: str
+    digits: Model, tmp_path: Path, arrays: dict[str, NDArray[Any]], reason: str
 ) -> None:
     path = tmp_path / "d.npz"
     np.savez(path, **arrays)

@@ -1,0 +1,107 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The linters, as tests: one command runs everything."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+LONGEST_MODULE = 600
+
+
+def tracked(*endings: str) -> list[Path]:
+    """Files of the project with these endings: those git knows of, or would add."""
+    listed = subprocess.run(
+        ["git", "ls-files", "--cached", "--others", "--exclude-standard"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout.splitlines()
+    paths = [ROOT / name for name in listed]
+    return [path for path in paths if path.name.endswith(endings) and path.is_file()]
+
+
+def run(*command: str) -> None:
+    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert result.returncode == 0, f"{' '.join(command)}\n{result.stdout}{result.stderr}"
+
+
+def tool(name: str) -> str:
+    """A tool of this environment; the one for the other runtime has none."""
+    path = Path(sys.executable).parent / name
+    if not path.exists():
+        pytest.skip(f"{name} is not installed in this environment: pip install -e '.[dev]'")
+    return str(path)
+
+
+def test_ruff_finds_nothing() -> None:
+    run(tool("ruff"), "check", ".")
+
+
+def test_code_is_formatted() -> None:
+    run(tool("ruff"), "format", "--check", ".")
+
+
+@pytest.mark.slow
+def test_types_hold() -> None:
+    run(tool("mypy"), "client/fedlearn", "aggregator/fedlearn_aggregator", "demo/fedlearn_demo")
+
+
+@pytest.mark.slow
+def test_types_of_the_tests_hold() -> None:
+    run(tool("mypy"), "tests")
+
+
+def test_shell_scripts_are_clean() -> None:
+    scripts = [path for path in tracked("run", ".sh") if path.read_bytes().startswith(b"#!")]
+    assert scripts
+    run(tool("shellcheck"), *map(str, scripts))
+
+
+@pytest.mark.parametrize("endings", [(".py",), (".toml",), ("Makefile", "run"), (".cddl",)])
+def test_every_source_file_names_its_licence(endings: tuple[str, ...]) -> None:
+    files = tracked(*endings)
+    assert files
+    missing = [
+        str(path.relative_to(ROOT))
+        for path in files
+        if "SPDX-License-Identifier: Apache-2.0"
+        not in "".join(path.read_text("utf-8").splitlines(keepends=True)[:3])
+    ]
+    assert not missing
+
+
+def test_no_module_is_too_long() -> None:
+    long = [
+        str(path.relative_to(ROOT))
+        for path in tracked(".py")
+        if len(path.read_text("utf-8").splitlines()) > LONGEST_MODULE
+    ]
+    assert not long
+
+
+def test_nothing_of_this_machine_is_in_the_tree() -> None:
+    """A path of somebody's home or a registry's address works on one machine only."""
+    words = [str(ROOT) + "/", str(Path.home()) + "/"]
+    found = [
+        str(path.relative_to(ROOT))
+        for path in tracked(".py", ".md", ".toml", "Makefile", "run", ".yml")
+        if any(word in path.read_text("utf-8") for word in words)
+    ]
+    assert not found
+
+
+def test_the_linters_can_fail(tmp_path: Path) -> None:
+    """Control: a file with a fault is found."""
+    bad = tmp_path / "bad.py"
+    bad.write_text("import os\n", encoding="utf-8")
+    with pytest.raises(AssertionError, match="F401"):
+        run(tool("ruff"), "check", "--isolated", str(bad))
+    if shutil.which("git") is None:
+        pytest.fail("git is needed to list the files of the project")
