@@ -66,6 +66,7 @@ class CheckIns:
             reason = clean(check_in.failure.reason)
             _log.warning("%s failed: %s", check_in.device, reason)
             await coordinator.give_back(check_in.device, check_in.failure.round)
+            return self._wait(self._hold_s, _REASONS[Seating.FAILED])
         now_s = asyncio.get_running_loop().time()
         if self.held >= MAX_HELD:
             return self._wait(self._hold_s, "too many devices are waiting", self._hold_s)

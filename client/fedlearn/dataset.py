@@ -28,6 +28,10 @@ class Dataset:
     def __len__(self) -> int:
         return len(self.labels)
 
+    def take(self, rows: NDArray[np.int64]) -> Dataset:
+        """The samples with these numbers."""
+        return Dataset(self.inputs[rows], self.labels[rows])
+
     @classmethod
     def load(cls, path: Path | str, model: Model) -> Dataset:
         """Read an `.npz` file with the arrays `x` and `y` and quantise it for `model`.

@@ -22,6 +22,8 @@ from fedlearn.lean import import_lean
 if __name__ == "__main__":
     import_lean()
 
+import numpy as np
+
 from fedlearn import codec
 from fedlearn.dataset import Dataset
 from fedlearn.delta import apply_difference, encode_delta
@@ -130,7 +132,7 @@ def _train(job: TrainJob, replies: BinaryIO) -> Done:
     )
     tensors = []
     for index, values in sorted(training.values.items()):
-        encoding, data = encode_delta(values.astype("int64") - model.array(index))
+        encoding, data = encode_delta(np.subtract(values, model.array(index), dtype=np.int32))
         tensors.append(EncodedTensor(index, int(encoding), data))
     train_s = time.monotonic() - start_s
     metrics = Metrics(

@@ -37,16 +37,28 @@ def cpu_s(pid: int) -> float:
     return time.clock_gettime((~pid << 3) | 2)
 
 
+def _command(pid: int) -> bytes:
+    try:
+        return (_PROC / str(pid) / "cmdline").read_bytes()
+    except (FileNotFoundError, ProcessLookupError):
+        return b""
+
+
 def child_pids(pid: int) -> list[int]:
-    """Process ids of all descendants."""
+    """Process ids of all descendants that run a program of their own.
+
+    Between vfork and exec a child is still its parent's image: the same pages, no second copy.
+    """
     found: list[int] = []
+    own = _command(pid)
     for listing in (_PROC / str(pid) / "task").glob("*/children"):
         try:
             children = [int(each) for each in listing.read_text().split()]
         except (FileNotFoundError, ProcessLookupError):
             continue
         for child in children:
-            found += [child, *child_pids(child)]
+            if _command(child) != own:
+                found += [child, *child_pids(child)]
     return found
 
 

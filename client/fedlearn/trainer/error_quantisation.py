@@ -14,6 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 LARGEST = 127.0
+# Smaller errors move nothing, and their scale's inverse would not fit a float32.
+NEGLIGIBLE = 2.0**-100
 
 
 def quantise(errors: NDArray[np.float32]) -> tuple[NDArray[np.float32], float]:
@@ -23,7 +25,7 @@ def quantise(errors: NDArray[np.float32]) -> tuple[NDArray[np.float32], float]:
     Both steps are exact or correctly rounded float32 operations: the same bits everywhere.
     """
     largest = float(max(errors.max(), -errors.min())) if errors.size else 0.0
-    if largest == 0.0 or not math.isfinite(largest):
+    if largest < NEGLIGIBLE or not math.isfinite(largest):
         return np.zeros_like(errors), 1.0
     _, exponent = math.frexp(largest / LARGEST)
     integers = errors * np.float32(math.ldexp(1.0, -exponent))

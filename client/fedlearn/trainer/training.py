@@ -69,9 +69,13 @@ def train(
         raise TrainerError(f"there is no loss {plan.loss!r}", hint=f"use {', '.join(LOSSES)}")
     tail = Tail(model, tensors)
     calibrate(tail, model, dataset.inputs)
-    chosen = sample_order(seed, 0, len(dataset))[:max_samples]
-    features, labels = tail.features(dataset.inputs[chosen]), dataset.labels[chosen]
-    before = _judge(tail, features, labels)
+    drawn = sample_order(seed, 0, len(dataset))
+    if max_samples is not None and max_samples < len(dataset):
+        dataset = dataset.take(drawn[:max_samples])
+        drawn = drawn[drawn < max_samples]
+    features, labels = tail.features(dataset.inputs), dataset.labels
+    judged = drawn[:JUDGED_SAMPLES]
+    before = _judge(tail, features, labels, judged)
     batches = -(-len(labels) // plan.batch_size)
     for epoch in range(plan.epochs):
         order = sample_order(seed, epoch + 1, len(labels))
@@ -83,7 +87,8 @@ def train(
             seen += len(rows)
             if progress:
                 progress(epoch, (epoch + (batch + 1) / batches) / plan.epochs, loss / seen)
-    return Training(tail.trained(), before, _judge(tail, features, labels), len(labels))
+    after = _judge(tail, features, labels, judged)
+    return Training(tail.trained(), before, after, len(labels))
 
 
 def _step(
@@ -96,12 +101,12 @@ def _step(
     return judgement.loss
 
 
-def _judge(tail: Tail, features: NDArray[np.int8], labels: NDArray[np.int64]) -> Quality:
-    features, labels = features[:JUDGED_SAMPLES], labels[:JUDGED_SAMPLES]
+def _judge(
+    tail: Tail, features: NDArray[np.int8], labels: NDArray[np.int64], rows: NDArray[np.int64]
+) -> Quality:
     loss, hits = 0.0, 0
-    for start in range(0, len(labels), _JUDGED_BATCH):
-        rows = slice(start, start + _JUDGED_BATCH)
-        judgement = softmax_cross_entropy(tail.forward(features[rows]), labels[rows])
+    for batch in np.array_split(rows, -(-len(rows) // _JUDGED_BATCH)):
+        judgement = softmax_cross_entropy(tail.forward(features[batch]), labels[batch])
         loss += judgement.loss
         hits += judgement.hits
-    return Quality(loss / len(labels), hits / len(labels))
+    return Quality(loss / len(rows), hits / len(rows))
