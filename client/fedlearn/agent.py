@@ -6,6 +6,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import random
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -15,6 +16,7 @@ from fedlearn.aggregators import Aggregators
 from fedlearn.config import Config
 from fedlearn.connection import Connection
 from fedlearn.download import download_model
+from fedlearn.durable import storage_errors
 from fedlearn.endpoint import Endpoint
 from fedlearn.errors import (
     DatasetError,
@@ -29,7 +31,7 @@ from fedlearn.log import clean
 from fedlearn.machine import INITIAL, Backoff, Event, State, next_state
 from fedlearn.messages import CheckIn, TrainingFailure, TrainOrder
 from fedlearn.search import SEARCHER
-from fedlearn.state import Memory, StateDirectory, storage_errors
+from fedlearn.state import Memory, StateDirectory
 from fedlearn.status import Status, process_age_s, rss_bytes, write_status
 from fedlearn.stop import Stopped, StopSignal
 from fedlearn.trainer_process import WORKER, TrainerProcess
@@ -47,11 +49,6 @@ PROGRESS_INTERVAL_S = 1.0
 logger = logging.getLogger(__name__)
 
 
-def uniform(low: float, high: float) -> float:
-    """Draw a number between the two; the module `random` is half a megabyte in memory."""
-    return low + (high - low) * int.from_bytes(os.urandom(4)) / 2**32
-
-
 class Agent:
     """One device of one task. `run` returns when a stop is requested."""
 
@@ -62,7 +59,7 @@ class Agent:
         *,
         worker: Sequence[str] = WORKER,
         searcher: Sequence[str] = SEARCHER,
-        uniform: Callable[[float, float], float] = uniform,
+        uniform: Callable[[float, float], float] = random.uniform,
     ) -> None:
         self._config = config
         self._stop = stop

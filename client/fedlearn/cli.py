@@ -58,7 +58,8 @@ def _parser() -> argparse.ArgumentParser:
         epilog=_HELP,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    # Without `prog` argparse would load `shutil`, and two compression libraries with it.
+    commands = parser.add_subparsers(required=True, metavar="COMMAND", prog=parser.prog)
 
     agent = _add(commands, "agent", _agent, "train for an aggregator, until stopped", _agent_help())
     _add_config(agent)
@@ -79,7 +80,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_json(status)
 
     model = commands.add_parser("model", help="inspect, evaluate or train a .tflite file")
-    _add_model_commands(model.add_subparsers(required=True, metavar="COMMAND"))
+    _add_model_commands(model.add_subparsers(required=True, metavar="COMMAND", prog=model.prog))
 
     version = _add(commands, "version", _version, "print the versions of fedlearn and its runtime")
     _add_json(version)

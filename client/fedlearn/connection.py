@@ -163,7 +163,9 @@ class _Http(http.client.HTTPConnection):
 
     def connect(self) -> None:
         """Connect to the first address that answers, and do the TLS handshake."""
-        found = socket.getaddrinfo(self.host, self.port, type=socket.SOCK_STREAM)
+        # As bytes: for text the interpreter loads its IDNA tables, a megabyte that no LAN needs.
+        host = self.host.encode("ascii") if self.host.isascii() else self.host
+        found = socket.getaddrinfo(host, self.port, type=socket.SOCK_STREAM)
         for at, (family, kind, protocol, _, address) in enumerate(found):
             if self._context is None:
                 refuse_plaintext_beyond_loopback(str(address[0]))

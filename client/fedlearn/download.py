@@ -11,8 +11,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from fedlearn.connection import CHUNK_BYTES, Connection, read_body
+from fedlearn.durable import publish, storage_errors
 from fedlearn.errors import NetworkError, ProtocolError
-from fedlearn.state import Models, publish, storage_errors
+from fedlearn.state import Models
 from fedlearn.transport import REPLY_TIMEOUT_S, refuse
 
 # A board that trains within hundreds of MB has no larger model, and a smaller disk than a server.

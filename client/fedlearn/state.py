@@ -12,32 +12,22 @@ Whatever cannot be read, because it is torn or corrupt, is put aside and never s
 from __future__ import annotations
 
 import contextlib
-import errno
 import fcntl
 import hashlib
 import json
 import logging
 import os
-from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from fedlearn import codec
+from fedlearn.durable import storage_errors, sync_directory, write_durably
 from fedlearn.errors import ProtocolError, StorageError
 from fedlearn.jobs import MAX_JOB_BYTES
 from fedlearn.messages import Update
 
 # The current model, and the one before: the aggregator sends a difference from either.
 MODELS_KEPT = 2
-_HINTS = {
-    errno.ENOSPC: "the disk is full: make room",
-    errno.EDQUOT: "the quota is used up: make room",
-    errno.EFBIG: "the file size limit of this process is too small",
-    errno.EACCES: "run as a user who may write there, or choose another directory",
-    errno.EPERM: "run as a user who may write there, or choose another directory",
-    errno.EROFS: "the file system is read-only: choose another directory",
-    errno.EIO: "the disk fails: replace it",
-}
 
 logger = logging.getLogger(__name__)
 
@@ -47,46 +37,6 @@ class Memory:
     """What the agent remembers from one start to the next: hints, all of which may be lost."""
 
     aggregator: str = ""  # host:port of the aggregator that answered last
-
-
-@contextlib.contextmanager
-def storage_errors(action: str, path: Path) -> Iterator[None]:
-    """Turn an `OSError` into a `StorageError` that says what to do."""
-    try:
-        yield
-    except OSError as error:
-        hint = _HINTS.get(error.errno or 0, "")
-        raise StorageError(f"cannot {action} {path}: {error.strerror}", hint=hint) from error
-
-
-def write_durably(path: Path, data: bytes) -> None:
-    """Replace the file: after a power cut it is the old one or the new one, never a mixture."""
-    temporary = path.with_name(f".{path.name}.tmp")
-    with storage_errors("write", path):
-        try:
-            with temporary.open("wb") as stream:
-                stream.write(data)
-                stream.flush()
-                os.fsync(stream.fileno())
-            publish(temporary, path)
-        except OSError:
-            temporary.unlink(missing_ok=True)
-            raise
-
-
-def publish(temporary: Path, path: Path) -> None:
-    """Give a file that is synced to disk its final name, durably."""
-    temporary.replace(path)
-    sync_directory(path.parent)
-
-
-def sync_directory(path: Path) -> None:
-    """Make the names in a directory durable."""
-    directory = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(directory)
-    finally:
-        os.close(directory)
 
 
 def set_aside(path: Path, name: str, why: str) -> None:

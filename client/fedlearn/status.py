@@ -10,9 +10,9 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
+from fedlearn.durable import storage_errors
 from fedlearn.errors import FedlearnError
 from fedlearn.log import clean
-from fedlearn.state import storage_errors
 
 
 @dataclass(frozen=True, slots=True)

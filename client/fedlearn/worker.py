@@ -8,7 +8,7 @@ when memory runs out; the agent lives on and reports it.
 
 from __future__ import annotations
 
-import logging
+import contextlib
 import os
 import resource
 import select
@@ -27,16 +27,14 @@ import numpy as np
 from fedlearn import codec
 from fedlearn.dataset import Dataset
 from fedlearn.delta import apply_difference, encode_delta
+from fedlearn.durable import write_durably
 from fedlearn.errors import FedlearnError, ModelError
 from fedlearn.jobs import Done, Failed, JobMessage, PatchJob, Progress, TrainJob, receive, send
 from fedlearn.messages import Difference, EncodedTensor, Metrics, Update
 from fedlearn.model import Model
 from fedlearn.model.model import MAX_MODEL_BYTES
-from fedlearn.state import write_durably
 from fedlearn.trainer.order import device_seed
 from fedlearn.trainer.training import train
-
-log = logging.getLogger("fedlearn.worker")
 
 # The kernel adds this (of 1000) to the process's badness: it goes before anything of the system.
 _OOM_SCORE_ADJ = 800
@@ -46,7 +44,6 @@ _PROGRESS_EVERY_S = 1.0
 
 def main(linger_s: float) -> int:
     """Serve jobs until the input ends or none has come for `linger_s` seconds."""
-    logging.basicConfig(format="%(name)s: %(message)s", level=logging.WARNING)
     _volunteer_for_the_oom_killer()
     jobs, replies = _take_streams()
     while _has_input(jobs, linger_s):
@@ -77,10 +74,8 @@ def _has_input(jobs: BinaryIO, linger_s: float) -> bool:
 
 
 def _volunteer_for_the_oom_killer() -> None:
-    try:
+    with contextlib.suppress(OSError):  # a kernel without it, or a sandbox that forbids it
         Path("/proc/self/oom_score_adj").write_text(str(_OOM_SCORE_ADJ), encoding="ascii")
-    except OSError as error:  # a kernel without it, or a sandbox that forbids it
-        log.info("cannot set oom_score_adj: %s", error)
 
 
 def _run(job: JobMessage, replies: BinaryIO) -> Done:

@@ -8,11 +8,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from fedlearn.dataset import Dataset
+from fedlearn.durable import write_durably
 from fedlearn.errors import ModelError
 from fedlearn.messages import TrainingPlan
 from fedlearn.model import Model, trainable_tensors
 from fedlearn.runtime import Evaluation, evaluate
-from fedlearn.state import write_durably
 from fedlearn.trainer.training import Progress, train
 
 

@@ -13,9 +13,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from fedlearn import codec
+from fedlearn.durable import storage_errors, write_durably
 from fedlearn.errors import StorageError
 from fedlearn.messages import Update
-from fedlearn.state import Memory, StateDirectory, storage_errors, write_durably
+from fedlearn.state import Memory, StateDirectory
 
 from .samples import UPDATE
 
@@ -66,7 +67,7 @@ def test_a_full_disk_leaves_the_old_file_and_says_what_to_do(tmp_path: Path) -> 
     program = (
         "import sys, resource, signal\n"
         "from pathlib import Path\n"
-        "from fedlearn.state import write_durably\n"
+        "from fedlearn.durable import write_durably\n"
         "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
         "size = int(sys.argv[2])\n"
         "resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))\n"
