@@ -100,30 +100,28 @@ def _add_model_commands(commands: argparse._SubParsersAction[argparse.ArgumentPa
         "evaluate",
         _evaluate,
         "measure accuracy and loss by the interpreter",
-        "example:\n  fedlearn model evaluate digits.tflite --data test.npz",
+        "example:\n  fedlearn model evaluate digits.tflite test.npz",
     )
     train = _add(
         commands,
         "train",
         _train,
         "train a model on this machine alone",
-        "example:\n  fedlearn model train digits.tflite --data train.npz --test test.npz "
+        "example:\n  fedlearn model train digits.tflite train.npz --test test.npz "
         "--out better.tflite",
     )
     for each in (inspect, evaluate, train):
         each.add_argument("model", type=Path, help="fully-int8 .tflite file")
         _add_json(each)
     for each in (evaluate, train):
-        each.add_argument(
-            "--data", type=Path, required=True, help="npz file with arrays x (inputs), y (labels)"
-        )
+        each.add_argument("data", type=Path, help="npz file with arrays x (inputs), y (labels)")
     evaluate.add_argument("--threads", type=_positive, default=1)
     train.add_argument("--out", type=Path, required=True, help="where to write the trained model")
-    train.add_argument("--test", type=Path, help="npz file to measure with (default: --data)")
+    train.add_argument("--test", type=Path, help="npz file to measure with (default: the data)")
     train.add_argument("--tail", choices=("last", "dense", "all"), default="all")
     train.add_argument("--epochs", type=_positive, default=1)
     train.add_argument("--batch-size", type=_positive, default=32)
-    train.add_argument("--learning-rate", type=float, default=0.1)
+    train.add_argument("--learning-rate", type=_rate, default=0.05)
     train.add_argument("--seed", type=int, default=0)
 
 
@@ -159,6 +157,13 @@ def _positive(text: str) -> int:
     value = int(text)
     if value < 1:
         raise argparse.ArgumentTypeError("must be 1 or more")
+    return value
+
+
+def _rate(text: str) -> float:
+    value = float(text)
+    if not 0 < value < float("inf"):
+        raise argparse.ArgumentTypeError("must be above 0")
     return value
 
 
@@ -252,7 +257,9 @@ def _train(options: argparse.Namespace) -> int:
     from fedlearn.trainer.local import train_file
 
     def show(epoch: int, done: float, loss: float) -> None:
-        print(f"\r{done:4.0%}  epoch {epoch + 1}  loss {loss:.4f} ", end="", file=sys.stderr)
+        bar = "#" * round(30 * done)
+        line = f"\r[{bar:<30}] {done:4.0%}  epoch {epoch + 1}/{options.epochs}  loss {loss:.4f} "
+        print(line, end="", file=sys.stderr, flush=True)
 
     result = train_file(
         options.model,

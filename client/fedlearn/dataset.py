@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from fedlearn.errors import DatasetError
+from fedlearn.errors import DatasetError, MissingFileError
 from fedlearn.model import Model
 
 # Raw bytes, such as the pixels of an image, stand for 0..1 as in every digit and image task.
@@ -38,14 +38,15 @@ class Dataset:
 
         `x` has shape (N, ...) with as many values a sample as the model's input; uint8 is raw and
         taken as x/255, floats are real units, int8 is already quantised. `y` holds N class
-        numbers. Raises DatasetError with the reason when the file does not fit.
+        numbers. Raises DatasetError with the reason when the file does not fit, and
+        MissingFileError when there is none.
         """
         try:
             with np.load(path, allow_pickle=False) as archive:
                 x, y = archive["x"], archive["y"]
         except FileNotFoundError as error:
-            raise DatasetError(
-                f"there is no data file {path}", hint="set [data] path to an .npz file"
+            raise MissingFileError(
+                f"there is no data file {path}", hint="name an .npz file with arrays x and y"
             ) from error
         except KeyError as error:
             raise DatasetError(

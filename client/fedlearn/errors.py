@@ -45,6 +45,12 @@ class ConfigError(FedlearnError):
     exit_code = ExitCode.CONFIG
 
 
+class MissingFileError(FedlearnError):
+    """A file that was named is not there."""
+
+    exit_code = ExitCode.NO_INPUT
+
+
 class ModelError(FedlearnError):
     """The bytes are no fully-int8 `.tflite` that fedlearn can work with."""
 

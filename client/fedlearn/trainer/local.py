@@ -9,7 +9,7 @@ from pathlib import Path
 
 from fedlearn.dataset import Dataset
 from fedlearn.durable import write_durably
-from fedlearn.errors import ModelError
+from fedlearn.errors import MissingFileError, ModelError
 from fedlearn.messages import TrainingPlan
 from fedlearn.model import Model, trainable_tensors
 from fedlearn.runtime import Evaluation, evaluate
@@ -28,9 +28,11 @@ class LocalResult:
 
 
 def read_model(path: Path | str) -> Model:
-    """Parse a model file; ModelError also when it cannot be read."""
+    """Parse a model file; ModelError also when it cannot be read, MissingFileError if absent."""
     try:
         return Model.parse(Path(path).read_bytes())
+    except FileNotFoundError as error:
+        raise MissingFileError(f"there is no model file {path}") from error
     except OSError as error:
         raise ModelError(f"cannot read {path}: {error.strerror}") from error
 

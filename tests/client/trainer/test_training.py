@@ -16,7 +16,7 @@ import pytest
 from numpy.typing import NDArray
 
 from fedlearn.dataset import Dataset
-from fedlearn.errors import DatasetError, TrainerError, UnsupportedOperatorError
+from fedlearn.errors import DatasetError, MissingFileError, TrainerError, UnsupportedOperatorError
 from fedlearn.messages import TrainingPlan
 from fedlearn.model import Model, trainable_tensors
 from fedlearn.runtime import evaluate
@@ -279,7 +279,7 @@ def test_unfit_data_is_refused_with_the_reason(
 
 
 def test_files_that_are_no_data_are_refused(digits: Model, tmp_path: Path) -> None:
-    with pytest.raises(DatasetError, match="there is no data file"):
+    with pytest.raises(MissingFileError, match="there is no data file"):
         Dataset.load(tmp_path / "absent.npz", digits)
     for junk in (b"", b"PK\x03\x04", b"x,y\n1,2\n", b"\x93NUMPY\x01\x00"):
         path = tmp_path / "junk.npz"
