@@ -124,7 +124,7 @@ def test_version(capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_a_model_that_is_not_there(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["model", "inspect", str(tmp_path / "none.tflite")]) == 66
-    assert capsys.readouterr().err.startswith("fedlearn: error: cannot read")
+    assert capsys.readouterr().err.startswith("fedlearn: error: there is no model file")
 
 
 def test_the_command_alone_loads_nothing_heavy() -> None:
