@@ -19,6 +19,7 @@ class DepthwiseConv2D(WeightedLayer):
     """Weights (1, KH, KW, C_in * multiplier), arranged as (KH * KW, C)."""
 
     channel_axis = 3
+    terms_axis = 0
     usual = Arithmetic.TWICE_AWAY
     _padded: NDArray[np.float32]
 

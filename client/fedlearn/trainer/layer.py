@@ -20,6 +20,13 @@ from fedlearn.trainer.exact import Real
 from fedlearn.trainer.parameters import Parameter
 from fedlearn.trainer.requantisation import Arithmetic, Requantiser
 
+# No weight moves by more than this many of its 254 grid steps in one SGD step: a layer's step that
+# would is scaled down as a whole. Without it one batch far from what the model knows (a new class,
+# whose logits are off by 30) can kill every ReLU of a layer for good. Clipping the update and not
+# the gradient is due to Shazeer and Stern 2018 ("Adafactor", section 6); the largest element as the
+# norm is exact in any order of summation.
+LARGEST_STEP = 8.0
+
 
 class Layer(ABC):
     """An operator that the tail runs itself."""
@@ -55,6 +62,8 @@ class WeightedLayer(Layer):
 
     # Where output channels lie in the weight tensor.
     channel_axis = 0
+    # The axis of the arranged weight that a sum runs over.
+    terms_axis = 1
     # How TFLite's own kernel of the operator rounds.
     usual = Arithmetic.TWICE_UP
 
@@ -180,9 +189,12 @@ class WeightedLayer(Layer):
         scales = self._weight_scales.astype(np.float64)
         real = rate * self._error_scale
         if self._weight_gradient is not None:
+            gradient, self._weight_gradient = self._weight_gradient, None
             factors = real * self._input_scale / scales
-            self.weight.step(self._weight_gradient, self._per_channel(factors))
-            self._weight_gradient = None
+            reach = np.maximum(gradient.max(self.terms_axis), -gradient.min(self.terms_axis))
+            share = LARGEST_STEP / max(float((reach * factors).max()), LARGEST_STEP)
+            real *= share
+            self.weight.step(gradient, self._per_channel(factors * share))
         if self._bias_gradient is not None:
             self.bias.step(self._bias_gradient, real / (self._input_scale * scales))
             self._bias_gradient = None

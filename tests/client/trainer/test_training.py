@@ -20,6 +20,7 @@ from fedlearn.errors import DatasetError, MissingFileError, TrainerError, Unsupp
 from fedlearn.messages import TrainingPlan
 from fedlearn.model import Model, trainable_tensors
 from fedlearn.runtime import evaluate
+from fedlearn.trainer import layer
 from fedlearn.trainer.layer import WeightedLayer
 from fedlearn.trainer.local import train_file
 from fedlearn.trainer.loss import softmax_cross_entropy
@@ -34,9 +35,9 @@ PLAN = TrainingPlan("softmax_cross_entropy", epochs=1, batch_size=32, learning_r
 # every NumPy, BLAS, thread count and machine. If a change of the arithmetic is meant, record the
 # new digest; if not, a device would no longer train what its neighbour trains.
 DIGESTS = {
-    "last": "5e1b74eb15069e9d",
-    "dense": "4adff7eb7d1c9645",
-    "all": "13f02c35d588ef4d",
+    "last": "a5f6ae8d0c101bf6",
+    "dense": "8e5c0f59bfb85ef1",
+    "all": "75db4968e6ed7649",
 }
 
 
@@ -115,13 +116,13 @@ def test_gradients_point_where_finite_differences_do(digits: Model, digits_train
     tail.backward(judged.errors)
     rng = np.random.default_rng(3)
     weights = {number: digits.array(number).astype(np.float64) for number in numbers}
-    for layer in tail.layers:
-        if not isinstance(layer, WeightedLayer):
+    for part in tail.layers:
+        if not isinstance(part, WeightedLayer):
             continue
-        number = layer.weight_index
+        number = part.weight_index
         scale = digits.tensors[number].scales
-        mine = np.asarray(layer._weight_gradient, np.float64).ravel() * layer._error_scale
-        mine *= layer.input.scale
+        mine = np.asarray(part._weight_gradient, np.float64).ravel() * part._error_scale
+        mine *= part.input.scale
         places = rng.choice(mine.size, min(mine.size, 40), replace=False)
         theirs = []
         for place in places:
@@ -136,7 +137,7 @@ def test_gradients_point_where_finite_differences_do(digits: Model, digits_train
             theirs.append((moved[0] - moved[1]) / (2 * real))
         a, b = mine[places], np.array(theirs)
         cosine = a @ b / (np.linalg.norm(a) * np.linalg.norm(b))
-        assert cosine > 0.95, f"{layer.operator.name} {layer.operator.index}: {cosine}"
+        assert cosine > 0.95, f"{part.operator.name} {part.operator.index}: {cosine}"
         assert 0.8 < np.linalg.norm(a) / np.linalg.norm(b) < 1.25
 
 
@@ -182,6 +183,21 @@ def test_it_learns_the_digits_that_the_model_has_not_seen(
         if digits.tensors[number].is_constant:
             after = Model.parse(trained).array(number)
             np.testing.assert_array_equal(digits.array(number), after)
+
+
+@pytest.mark.parametrize("limit", [layer.LARGEST_STEP, 1e9], ids=["clipped", "control"])
+def test_a_far_too_large_learning_rate_does_not_kill_the_model(
+    digits: Model,
+    digits_train: Dataset,
+    digits_test: Dataset,
+    limit: float,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(layer, "LARGEST_STEP", limit)
+    plan = replace(PLAN, learning_rate=0.4, batch_size=16)
+    training = train(digits, _numbers(digits, "all"), digits_train, plan, seed=7)
+    accuracy = evaluate(digits.patched(training.values), digits_test).accuracy
+    assert accuracy < 0.2 if limit > 1e6 else accuracy > 0.85
 
 
 def test_more_samples_than_allowed_are_drawn_by_the_seed(
