@@ -17,9 +17,9 @@ from contextlib import asynccontextmanager
 from zeroconf import Error as ZeroconfError
 from zeroconf.asyncio import AsyncServiceInfo, AsyncZeroconf
 
-from fedlearn.discovery import SERVICE_TYPE, multicast_addresses
+from fedlearn.agent.discovery import SERVICE_TYPE, multicast_addresses
 from fedlearn.errors import NetworkError
-from fedlearn.messages import PROTOCOL_VERSION
+from fedlearn.wire.messages import PROTOCOL_VERSION
 from fedlearn_aggregator.task import Task
 
 # A DNS label holds 63 bytes; the instance's digits and a dash take 9.

@@ -2,9 +2,9 @@
 """The weighted mean of client updates, by exact sums that no order of arrival can change.
 
 An int64 sum of samples x delta is exact and commutative as long as nothing overflows, and nothing
-can: |delta| <= 2^31 (`fedlearn.delta` decodes to int32), samples <= MAX_SAMPLES = 2^20, and updates
-<= MAX_COHORT = 2^10, hence |sum| <= 2^61 < 2^63. The division at the end rounds twice, int64 to
-float64 and the quotient, both as IEEE 754 prescribes: the same bits on every machine.
+can: |delta| <= 2^31 (`fedlearn.wire.delta` decodes to int32), samples <= MAX_SAMPLES = 2^20, and
+updates <= MAX_COHORT = 2^10, hence |sum| <= 2^61 < 2^63. The division at the end rounds twice,
+int64 to float64 and the quotient, both as IEEE 754 prescribes: the same bits on every machine.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import numpy.typing as npt
 
-from fedlearn.messages import TrainableTensor
+from fedlearn.wire.messages import TrainableTensor
 from fedlearn_aggregator.rounds import MAX_COHORT
 
 # Samples that one update may weigh. Far above what a board can train on in a round.

@@ -13,7 +13,7 @@ import random
 
 from fedlearn.errors import ProtocolError
 from fedlearn.log import clean
-from fedlearn.messages import CheckIn, TrainOrder, Wait
+from fedlearn.wire.messages import CheckIn, TrainOrder, Wait
 from fedlearn_aggregator.coordinator import Coordinator
 from fedlearn_aggregator.rounds import Seating
 

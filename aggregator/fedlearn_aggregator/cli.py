@@ -19,9 +19,9 @@ from pathlib import Path
 
 from fedlearn import log
 from fedlearn.errors import ConfigError, ExitCode, FedlearnError, StorageError
-from fedlearn.messages import Limits, TrainingPlan
 from fedlearn.model import Model, trainable_tensors
 from fedlearn.version import VERSION
+from fedlearn.wire.messages import Limits, TrainingPlan
 from fedlearn_aggregator import arguments, schema, store
 from fedlearn_aggregator.begin import begin, read_model
 from fedlearn_aggregator.optimizers import OptimizerName, OptimizerSettings

@@ -16,8 +16,8 @@ from collections.abc import Awaitable, Callable
 from typing import TypeVar
 
 from fedlearn.errors import ProtocolError, StorageError
-from fedlearn.messages import Receipt, TrainOrder
 from fedlearn.model import Model
+from fedlearn.wire.messages import Receipt, TrainOrder
 from fedlearn_aggregator import optimizers, requantise, store, updates
 from fedlearn_aggregator.aggregation import DeltaSum
 from fedlearn_aggregator.optimizers import ServerState

@@ -8,9 +8,9 @@ from http import HTTPStatus
 
 from aiohttp import web
 
-from fedlearn import codec
 from fedlearn.errors import ProtocolError
-from fedlearn.messages import Refusal
+from fedlearn.wire import codec
+from fedlearn.wire.messages import Refusal
 
 _DIGEST = re.compile(r"[0-9a-f]{64}")
 # One range only; a request for several may be answered with the whole file.

@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass
 from statistics import fmean
 from typing import Any
 
-from fedlearn.messages import Metrics
+from fedlearn.wire.messages import Metrics
 from fedlearn_aggregator import store
 from fedlearn_aggregator.rounds import FINAL
 from fedlearn_aggregator.store import EvaluationRow, RoundRow, UpdateRow

@@ -9,8 +9,8 @@ import numpy as np
 import numpy.typing as npt
 
 from fedlearn.errors import ModelError
-from fedlearn.messages import TrainableTensor
 from fedlearn.model import Model
+from fedlearn.wire.messages import TrainableTensor
 from fedlearn_aggregator.optimizers import BIAS_EDGE, WEIGHT_EDGE, ServerState
 
 

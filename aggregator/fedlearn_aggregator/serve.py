@@ -21,8 +21,8 @@ from typing import Any
 
 from aiohttp import web
 
+from fedlearn.agent.endpoint import Endpoint, refuse_plaintext_beyond_loopback
 from fedlearn.dataset import Dataset
-from fedlearn.endpoint import Endpoint, refuse_plaintext_beyond_loopback
 from fedlearn.errors import ConfigError, ExitCode, NetworkError, StorageError
 from fedlearn_aggregator import schema
 from fedlearn_aggregator.advertise import advertised

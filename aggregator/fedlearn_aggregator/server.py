@@ -12,11 +12,11 @@ from http import HTTPStatus
 from aiohttp import web
 from aiohttp.http_exceptions import HttpProcessingError
 
-from fedlearn import codec
 from fedlearn.errors import FedlearnError, ProtocolError, StorageError
 from fedlearn.log import clean
-from fedlearn.messages import CheckIn, Message, Refusal, TaskDescriptor
 from fedlearn.version import VERSION
+from fedlearn.wire import codec
+from fedlearn.wire.messages import CheckIn, Message, Refusal, TaskDescriptor
 from fedlearn_aggregator import metrics, report
 from fedlearn_aggregator.checkins import HOLD_S, CheckIns
 from fedlearn_aggregator.coordinator import Coordinator

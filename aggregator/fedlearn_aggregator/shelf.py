@@ -7,9 +7,9 @@ import asyncio
 from collections import OrderedDict
 from typing import TypeVar
 
-from fedlearn import codec, delta
 from fedlearn.errors import FedlearnError
-from fedlearn.messages import Difference
+from fedlearn.wire import codec, delta
+from fedlearn.wire.messages import Difference
 from fedlearn_aggregator import store
 from fedlearn_aggregator.writer import Writer
 

@@ -16,7 +16,7 @@ from dataclasses import asdict, dataclass
 import numpy as np
 
 from fedlearn.errors import ConfigError, StorageError
-from fedlearn.messages import Metrics
+from fedlearn.wire.messages import Metrics
 from fedlearn_aggregator.aggregation import Arrays
 from fedlearn_aggregator.optimizers import ServerState
 from fedlearn_aggregator.rounds import State

@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from fedlearn.errors import ConfigError
-from fedlearn.messages import NAME, Limits, TrainableTensor, TrainingPlan
+from fedlearn.wire.messages import NAME, Limits, TrainableTensor, TrainingPlan
 from fedlearn_aggregator.aggregation import MAX_SAMPLES
 from fedlearn_aggregator.optimizers import OptimizerName, OptimizerSettings
 from fedlearn_aggregator.rounds import Policy

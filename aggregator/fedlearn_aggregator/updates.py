@@ -11,10 +11,10 @@ from typing import Literal
 import numpy as np
 import numpy.typing as npt
 
-from fedlearn import codec, delta
 from fedlearn.errors import ProtocolError
-from fedlearn.messages import TrainableTensor, Update
 from fedlearn.model import Model
+from fedlearn.wire import codec, delta
+from fedlearn.wire.messages import TrainableTensor, Update
 from fedlearn_aggregator.task import Task
 
 _INT32 = np.iinfo(np.int32)

@@ -187,13 +187,13 @@ def _agent_help() -> str:
 def _agent(options: argparse.Namespace) -> int:
     config = load_config(options.config)
     if options.check_config:
-        from fedlearn.connection import check_ca
+        from fedlearn.agent.connection import check_ca
 
         check_ca(config.aggregator.ca)
         print(f"{options.config} is correct.\n{_meaning(config)}")
         return ExitCode.OK
-    from fedlearn.agent import Agent
-    from fedlearn.stop import StopSignal
+    from fedlearn.agent.agent import Agent
+    from fedlearn.agent.stop import StopSignal
 
     setup(options.log_level)
     stop = StopSignal()
@@ -223,7 +223,7 @@ def _meaning(config: Config) -> str:
 
 
 def _status(options: argparse.Namespace) -> int:
-    from fedlearn.status import describe, is_alive, read_status
+    from fedlearn.agent.status import describe, is_alive, read_status
 
     config = load_config(options.config)
     status = read_status(config.device.runtime_dir / "status.json")

@@ -15,9 +15,9 @@ from dataclasses import MISSING, dataclass, field, fields
 from pathlib import Path
 from typing import Annotated, Any, get_args, get_origin, get_type_hints
 
-from fedlearn.endpoint import parse_url
+from fedlearn.agent.endpoint import parse_url
 from fedlearn.errors import ConfigError
-from fedlearn.messages import NAME, Pattern, Range
+from fedlearn.wire.messages import NAME, Pattern, Range
 
 DEFAULT_PATH = Path("/etc/fedlearn/fedlearn.toml")
 # Far more than every key with a long value; a larger file is not a configuration.

@@ -13,7 +13,7 @@ from typing import BinaryIO
 
 import cbor2
 
-from fedlearn.messages import TrainingPlan
+from fedlearn.wire.messages import TrainingPlan
 
 # A reply holds one encoded update; 64 MiB is far above any model that fits a board.
 MAX_JOB_BYTES = 64 * 1024 * 1024

@@ -15,8 +15,8 @@ from pathlib import Path
 
 import numpy as np
 
+from fedlearn.agent.status import Status, read_status
 from fedlearn.errors import ConfigError, FedlearnError
-from fedlearn.status import Status, read_status
 from fedlearn_demo.digits import MODEL_PATH, dirichlet_split, load_test, load_train
 from fedlearn_demo.meter import Meter
 from fedlearn_demo.process import Nursery

@@ -11,8 +11,9 @@ from urllib.parse import urlsplit
 
 import numpy as np
 
-from fedlearn import codec, delta
-from fedlearn.messages import (
+from fedlearn.model import Model, trainable_tensors
+from fedlearn.wire import codec, delta
+from fedlearn.wire.messages import (
     CheckIn,
     EncodedTensor,
     Metrics,
@@ -23,7 +24,6 @@ from fedlearn.messages import (
     Update,
     Wait,
 )
-from fedlearn.model import Model, trainable_tensors
 
 MODEL_PATH = Path(__file__).parents[2] / "demo/fedlearn_demo/digits/digits.tflite"
 TASK = "digits"

@@ -16,8 +16,8 @@ from urllib.parse import urlsplit
 
 from aiohttp import web
 
-from fedlearn.messages import Limits, TrainingPlan
 from fedlearn.model import trainable_tensors
+from fedlearn.wire.messages import Limits, TrainingPlan
 from fedlearn_aggregator import schema
 from fedlearn_aggregator.begin import begin
 from fedlearn_aggregator.coordinator import Coordinator

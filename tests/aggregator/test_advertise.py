@@ -18,7 +18,7 @@ LOOPBACK = ("127.0.0.1",)
 async def search(task: str, time_limit_s: float) -> dict[str, object] | None:
     """The first aggregator of `task` that a device finds."""
     process = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-m", "fedlearn.discovery", "--task", task),
+        *(sys.executable, "-m", "fedlearn.agent.discovery", "--task", task),
         *("--interface", LOOPBACK[0], "--time-limit-s", str(time_limit_s)),
         stdout=asyncio.subprocess.PIPE,
     )

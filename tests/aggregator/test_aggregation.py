@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fedlearn.messages import TrainableTensor
+from fedlearn.wire.messages import TrainableTensor
 from fedlearn_aggregator.aggregation import MAX_SAMPLES, DeltaSum
 from fedlearn_aggregator.rounds import MAX_COHORT
 

@@ -164,7 +164,7 @@ def test_a_port_in_use_is_said(tmp_path: Path) -> None:
         (["--certificate", "x.pem"], ExitCode.CONFIG, "together"),
         (["--certificate", "x.pem", "--key", "y.pem"], ExitCode.CONFIG, "cannot be used"),
         (["--insecure", "--host", "host.invalid"], ExitCode.UNAVAILABLE, "--host"),
-        (["--insecure", "--evaluate", "/nowhere.npz"], ExitCode.DATA, "nowhere"),
+        (["--insecure", "--evaluate", "/nowhere.npz"], ExitCode.NO_INPUT, "nowhere"),
     ],
 )
 def test_serve_says_what_is_wrong(

@@ -4,8 +4,8 @@
 import asyncio
 from pathlib import Path
 
-from fedlearn import codec, delta
-from fedlearn.messages import (
+from fedlearn.wire import codec, delta
+from fedlearn.wire.messages import (
     Difference,
 )
 from fedlearn_aggregator.rounds import Policy

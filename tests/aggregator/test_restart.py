@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from fedlearn.messages import TrainOrder
+from fedlearn.wire.messages import TrainOrder
 from tests.aggregator.devices import Answer, Device, start_model
 from tests.aggregator.process import Aggregator, init, run, serve
 

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from fedlearn import codec
-from fedlearn.messages import (
+from fedlearn.wire import codec
+from fedlearn.wire.messages import (
     CheckIn,
     TaskDescriptor,
     TrainingFailure,

@@ -9,8 +9,8 @@ from pathlib import Path
 import cbor2
 import pytest
 
-from fedlearn import codec
-from fedlearn.messages import (
+from fedlearn.wire import codec
+from fedlearn.wire.messages import (
     CheckIn,
 )
 from fedlearn_aggregator.rounds import Policy

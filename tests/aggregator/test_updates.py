@@ -10,8 +10,8 @@ from pathlib import Path
 
 import cbor2
 
-from fedlearn import codec
-from fedlearn.messages import (
+from fedlearn.wire import codec
+from fedlearn.wire.messages import (
     CheckIn,
     EncodedTensor,
     Encoding,

@@ -10,12 +10,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedlearn.dataset import Dataset
-from fedlearn.delta import decode_delta, encode_delta
-from fedlearn.messages import TrainingPlan
 from fedlearn.model import Model, trainable_tensors
 from fedlearn.runtime import evaluate
 from fedlearn.trainer.order import device_seed
 from fedlearn.trainer.training import train
+from fedlearn.wire.delta import decode_delta, encode_delta
+from fedlearn.wire.messages import TrainingPlan
 from fedlearn_aggregator.aggregation import DeltaSum
 from fedlearn_aggregator.optimizers import OptimizerSettings, step
 from fedlearn_aggregator.requantise import edges, first_state, grid_scales, next_model

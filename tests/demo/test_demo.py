@@ -102,7 +102,7 @@ def test_nothing_is_left_after(number: signal.Signals, tmp_path: Path) -> None:
         text=True,
     ) as demo:
         until(
-            lambda: sum("fedlearn.worker" in command_of(pid) for pid in child_pids(demo.pid)) == 4,
+            lambda: sum("trainer.worker" in command_of(pid) for pid in child_pids(demo.pid)) == 4,
             timeout_s=30,
         )
         family = child_pids(demo.pid)

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from fedlearn.machine import mermaid
+from fedlearn.agent.machine import mermaid
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text("utf-8")

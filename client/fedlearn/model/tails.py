@@ -9,8 +9,8 @@ output) at the first operator that cannot be trained.
 from __future__ import annotations
 
 from fedlearn.errors import UnsupportedOperatorError
-from fedlearn.messages import TrainableTensor
 from fedlearn.model.model import Model, Operator
+from fedlearn.wire.messages import TrainableTensor
 
 TAILS = ("last", "dense", "all")
 

@@ -10,10 +10,10 @@ from pathlib import Path
 from fedlearn.dataset import Dataset
 from fedlearn.durable import write_durably
 from fedlearn.errors import MissingFileError, ModelError
-from fedlearn.messages import TrainingPlan
 from fedlearn.model import Model, trainable_tensors
 from fedlearn.runtime import Evaluation, evaluate
 from fedlearn.trainer.training import Progress, train
+from fedlearn.wire.messages import TrainingPlan
 
 
 @dataclass(frozen=True, slots=True)

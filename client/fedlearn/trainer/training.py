@@ -11,12 +11,12 @@ from numpy.typing import NDArray
 
 from fedlearn.dataset import Dataset
 from fedlearn.errors import TrainerError
-from fedlearn.messages import TrainingPlan
 from fedlearn.model import Model
 from fedlearn.trainer.loss import softmax_cross_entropy
 from fedlearn.trainer.order import sample_order
 from fedlearn.trainer.selftest import calibrate
 from fedlearn.trainer.tail import Tail
+from fedlearn.wire.messages import TrainingPlan
 
 LOSSES = ("softmax_cross_entropy",)
 

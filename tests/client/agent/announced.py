@@ -10,7 +10,7 @@ from collections.abc import Iterator
 
 from zeroconf import ServiceInfo, Zeroconf
 
-from fedlearn.discovery import SERVICE_TYPE
+from fedlearn.agent.discovery import SERVICE_TYPE
 
 
 def unique_task() -> str:

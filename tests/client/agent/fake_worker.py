@@ -12,9 +12,10 @@ import sys
 import time
 from pathlib import Path
 
-from fedlearn import codec, jobs
+from fedlearn import jobs
 from fedlearn.jobs import Done, Failed, PatchJob, Progress, TrainJob
-from fedlearn.messages import Difference, Metrics, Update
+from fedlearn.wire import codec
+from fedlearn.wire.messages import Difference, Metrics, Update
 
 METRICS = Metrics(1.0, 0.5, 0.5, 0.75, 0.0, 0.0, 12_345_678)
 

@@ -9,10 +9,10 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from fedlearn.agent import Agent
+from fedlearn.agent.agent import Agent
+from fedlearn.agent.stop import StopSignal
 from fedlearn.config import load_config
 from fedlearn.log import setup
-from fedlearn.stop import StopSignal
 
 config, mode, modules = sys.argv[1:]
 setup("debug")

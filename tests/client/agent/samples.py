@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """An update as a device sends it."""
 
-from fedlearn.messages import EncodedTensor, Encoding, Metrics, Update
+from fedlearn.wire.messages import EncodedTensor, Encoding, Metrics, Update
 
 UPDATE = Update(
     task="digits",

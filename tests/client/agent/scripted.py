@@ -10,9 +10,9 @@ import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
-from fedlearn import codec
-from fedlearn.endpoint import Endpoint
-from fedlearn.messages import Message
+from fedlearn.agent.endpoint import Endpoint
+from fedlearn.wire import codec
+from fedlearn.wire.messages import Message
 
 CBOR = {"Content-Type": "application/cbor"}
 

@@ -17,8 +17,8 @@ from typing import Any
 
 import pytest
 
-from fedlearn import codec
-from fedlearn.messages import (
+from fedlearn.wire import codec
+from fedlearn.wire.messages import (
     CheckIn,
     Difference,
     Encoding,

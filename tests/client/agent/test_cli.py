@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pytest
 
+from fedlearn.agent.status import Status, is_alive, write_status
 from fedlearn.cli import main
 from fedlearn.config import keys
 from fedlearn.log import clean
-from fedlearn.status import Status, is_alive, write_status
 from fedlearn.version import VERSION
 
 
@@ -129,7 +129,7 @@ def test_a_model_that_is_not_there(tmp_path: Path, capsys: pytest.CaptureFixture
 
 def test_the_command_alone_loads_nothing_heavy() -> None:
     program = (
-        "import sys, fedlearn.cli, fedlearn.agent\n"
+        "import sys, fedlearn.cli, fedlearn.agent.agent\n"
         "print({'numpy', 'zeroconf', 'asyncio'} & set(sys.modules))\n"
         "import zeroconf\n"
         "print('asyncio' in sys.modules)"  # the control

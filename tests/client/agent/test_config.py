@@ -8,7 +8,7 @@ import pytest
 
 from fedlearn.config import Config, host_name, keys, load_config
 from fedlearn.errors import ConfigError
-from fedlearn.messages import NAME
+from fedlearn.wire.messages import NAME
 
 SMALLEST = """
 [aggregator]

@@ -10,13 +10,13 @@ from pathlib import Path
 
 import pytest
 
-from fedlearn.aggregators import Aggregators
+from fedlearn.agent.aggregators import Aggregators
+from fedlearn.agent.discovery import multicast_addresses
+from fedlearn.agent.endpoint import Endpoint
+from fedlearn.agent.search import SEARCHER, Found, Search
+from fedlearn.agent.stop import Stopped, StopSignal
 from fedlearn.config import AggregatorConfig
-from fedlearn.discovery import multicast_addresses
-from fedlearn.endpoint import Endpoint
 from fedlearn.errors import NetworkError
-from fedlearn.search import SEARCHER, Found, Search
-from fedlearn.stop import Stopped, StopSignal
 
 from .announced import announced, unique_task
 

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fedlearn.machine import INITIAL, TRANSITIONS, Backoff, Event, State, mermaid, next_state
+from fedlearn.agent.machine import INITIAL, TRANSITIONS, Backoff, Event, State, mermaid, next_state
 
 
 def events_of(state: State) -> list[Event]:

@@ -12,11 +12,11 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from fedlearn import codec
+from fedlearn.agent.state import Memory, StateDirectory
 from fedlearn.durable import storage_errors, write_durably
 from fedlearn.errors import StorageError
-from fedlearn.messages import Update
-from fedlearn.state import Memory, StateDirectory
+from fedlearn.wire import codec
+from fedlearn.wire.messages import Update
 
 from .samples import UPDATE
 

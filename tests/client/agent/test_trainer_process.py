@@ -8,13 +8,13 @@ from pathlib import Path
 
 import pytest
 
-from fedlearn import codec
+from fedlearn.agent.stop import Stopped, StopSignal
+from fedlearn.agent.trainer_process import TrainerProcess
 from fedlearn.config import TrainingConfig
 from fedlearn.errors import TrainerError
 from fedlearn.jobs import Done, TrainJob
-from fedlearn.messages import TrainingPlan, Update
-from fedlearn.stop import Stopped, StopSignal
-from fedlearn.trainer_process import TrainerProcess
+from fedlearn.wire import codec
+from fedlearn.wire.messages import TrainingPlan, Update
 
 FAKE = (sys.executable, str(Path(__file__).with_name("fake_worker.py")))
 JOB = TrainJob(

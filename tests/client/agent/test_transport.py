@@ -13,16 +13,16 @@ from pathlib import Path
 
 import pytest
 
-from fedlearn import codec
-from fedlearn.connection import Connection, check_ca
-from fedlearn.download import Download, download_model
-from fedlearn.endpoint import Endpoint, refuse_plaintext_beyond_loopback
+from fedlearn.agent.connection import Connection, check_ca
+from fedlearn.agent.download import Download, download_model
+from fedlearn.agent.endpoint import Endpoint, refuse_plaintext_beyond_loopback
+from fedlearn.agent.state import Models
+from fedlearn.agent.stop import Stopped, StopSignal
+from fedlearn.agent.transport import Delivery, RefusedError, check_in, send_update
 from fedlearn.errors import ConfigError, FedlearnError, NetworkError, ProtocolError, StorageError
-from fedlearn.messages import CheckIn, Receipt, Refusal, Wait
-from fedlearn.state import Models
-from fedlearn.stop import Stopped, StopSignal
-from fedlearn.transport import Delivery, RefusedError, check_in, send_update
 from fedlearn.version import VERSION
+from fedlearn.wire import codec
+from fedlearn.wire.messages import CheckIn, Receipt, Refusal, Wait
 
 from .certificates import make_authority
 from .scripted import CBOR, Request, Server, answer, message, serving

@@ -17,7 +17,6 @@ from numpy.typing import NDArray
 
 from fedlearn.dataset import Dataset
 from fedlearn.errors import DatasetError, MissingFileError, TrainerError, UnsupportedOperatorError
-from fedlearn.messages import TrainingPlan
 from fedlearn.model import Model, trainable_tensors
 from fedlearn.runtime import evaluate
 from fedlearn.trainer import layer
@@ -28,6 +27,7 @@ from fedlearn.trainer.order import device_seed, philox, sample_order
 from fedlearn.trainer.selftest import calibrate
 from fedlearn.trainer.tail import Tail
 from fedlearn.trainer.training import Training, train
+from fedlearn.wire.messages import TrainingPlan
 
 PLAN = TrainingPlan("softmax_cross_entropy", epochs=1, batch_size=32, learning_rate=0.1)
 

@@ -13,14 +13,14 @@ from typing import Any, BinaryIO, cast
 import numpy as np
 import pytest
 
-from fedlearn import codec
 from fedlearn.dataset import Dataset
-from fedlearn.delta import decode_delta, encode_difference
 from fedlearn.jobs import Done, Failed, JobMessage, PatchJob, Progress, TrainJob, receive, send
-from fedlearn.messages import Difference, TrainingPlan, Update
 from fedlearn.model import Model, trainable_tensors
 from fedlearn.trainer.order import device_seed
 from fedlearn.trainer.training import train
+from fedlearn.wire import codec
+from fedlearn.wire.delta import decode_delta, encode_difference
+from fedlearn.wire.messages import Difference, TrainingPlan, Update
 
 PLAN = TrainingPlan("softmax_cross_entropy", epochs=1, batch_size=16, learning_rate=0.05)
 
@@ -30,7 +30,7 @@ class Worker:
 
     def __init__(self, linger_s: float) -> None:
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "fedlearn.worker", "--linger-s", str(linger_s)],
+            [sys.executable, "-m", "fedlearn.trainer.worker", "--linger-s", str(linger_s)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,

@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from fedlearn.messages import (
+from fedlearn.wire.messages import (
     CheckIn,
     Difference,
     EncodedTensor,

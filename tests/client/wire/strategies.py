@@ -7,7 +7,7 @@ import string
 
 from hypothesis import strategies as st
 
-from fedlearn.messages import (
+from fedlearn.wire.messages import (
     CheckIn,
     Difference,
     EncodedTensor,

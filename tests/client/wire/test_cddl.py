@@ -16,11 +16,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fedlearn import codec
+from fedlearn.wire import codec
 from tests.client.wire.examples import EXAMPLES, UPDATE
 from tests.client.wire.strategies import BY_KIND
 
-CDDL = files("fedlearn").joinpath("protocol.cddl").read_text()
+CDDL = files("fedlearn.wire").joinpath("protocol.cddl").read_text()
 # The first rule of a CDDL file is its root.
 SCHEMAS = {kind: pycddl.Schema(f"start = {kind}\n{CDDL}") for kind in BY_KIND}
 

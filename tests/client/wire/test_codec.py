@@ -13,9 +13,17 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fedlearn import codec
 from fedlearn.errors import ProtocolError
-from fedlearn.messages import CheckIn, EncodedTensor, Encoding, Message, TrainOrder, Update, Wait
+from fedlearn.wire import codec
+from fedlearn.wire.messages import (
+    CheckIn,
+    EncodedTensor,
+    Encoding,
+    Message,
+    TrainOrder,
+    Update,
+    Wait,
+)
 from tests.client.wire.examples import EXAMPLES, MAX_BYTES, METRICS, UPDATE
 from tests.client.wire.strategies import BY_KIND, messages
 
@@ -172,7 +180,7 @@ def test_a_message_is_no_message_of_another_kind(message: Message) -> None:
 
 def test_the_codec_does_not_load_numpy() -> None:
     """The agent decodes messages while it waits, in a few MB."""
-    program = "import sys, fedlearn.codec; sys.exit('numpy' in sys.modules)"
+    program = "import sys, fedlearn.wire.codec; sys.exit('numpy' in sys.modules)"
     subprocess.run([sys.executable, "-c", program], check=True, timeout=60)
 
 

@@ -14,18 +14,18 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from numpy.typing import NDArray
 
-from fedlearn import codec
-from fedlearn.delta import (
+from fedlearn.errors import ProtocolError
+from fedlearn.model import Model
+from fedlearn.wire import codec
+from fedlearn.wire.delta import (
     Encoding,
     apply_difference,
     decode_delta,
     encode_delta,
     encode_difference,
 )
-from fedlearn.errors import ProtocolError
-from fedlearn.messages import EncodedTensor, Update
-from fedlearn.model import Model
-from fedlearn.packing import pack
+from fedlearn.wire.messages import EncodedTensor, Update
+from fedlearn.wire.packing import pack
 from tests.client.wire.deltas import entropy_bytes, model_delta, weight_delta
 from tests.client.wire.examples import DIGEST, METRICS
 

@@ -17,9 +17,9 @@ from typing import Any
 
 import numpy as np
 
-from fedlearn import codec
-from fedlearn.delta import decode_delta, encode_delta
 from fedlearn.errors import ProtocolError
+from fedlearn.wire import codec
+from fedlearn.wire.delta import decode_delta, encode_delta
 from tests.client.wire.deltas import weight_delta
 from tests.client.wire.examples import EXAMPLES, MAX_BYTES
 

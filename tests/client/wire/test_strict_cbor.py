@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fedlearn import strict_cbor
 from fedlearn.errors import ProtocolError
+from fedlearn.wire import strict_cbor
 
 MAX_BYTES = 1 << 20
 

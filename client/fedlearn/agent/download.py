@@ -10,11 +10,11 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from fedlearn.connection import CHUNK_BYTES, Connection, read_body
+from fedlearn.agent.connection import CHUNK_BYTES, Connection, read_body
+from fedlearn.agent.state import Models
+from fedlearn.agent.transport import REPLY_TIMEOUT_S, refuse
 from fedlearn.durable import publish, storage_errors
 from fedlearn.errors import NetworkError, ProtocolError
-from fedlearn.state import Models
-from fedlearn.transport import REPLY_TIMEOUT_S, refuse
 
 # A board that trains within hundreds of MB has no larger model, and a smaller disk than a server.
 MAX_MODEL_BYTES = 64 * 1024 * 1024

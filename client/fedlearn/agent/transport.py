@@ -7,11 +7,11 @@ from enum import Enum, auto
 from http import HTTPStatus
 from typing import NoReturn
 
-from fedlearn import codec
-from fedlearn.connection import Connection
+from fedlearn.agent.connection import Connection
 from fedlearn.errors import NetworkError, ProtocolError
 from fedlearn.log import clean
-from fedlearn.messages import CheckIn, Receipt, Refusal, TrainOrder, Wait
+from fedlearn.wire import codec
+from fedlearn.wire.messages import CheckIn, Receipt, Refusal, TrainOrder, Wait
 
 REPLY_TIMEOUT_S = 30.0
 # The aggregator holds a check-in for 25 s; the rest is for a network with hiccups.

@@ -17,12 +17,12 @@ from collections.abc import Callable, Sequence
 from typing import BinaryIO, cast
 
 from fedlearn import jobs
+from fedlearn.agent.stop import HasFileno, Stopped, StopSignal
 from fedlearn.config import TrainingConfig
 from fedlearn.errors import FedlearnError, TrainerError
 from fedlearn.jobs import Done, Failed, PatchJob, Progress, TrainJob
-from fedlearn.stop import HasFileno, Stopped, StopSignal
 
-WORKER = (sys.executable, "-m", "fedlearn.worker")
+WORKER = (sys.executable, "-m", "fedlearn.trainer.worker")
 # Each of these libraries would otherwise start a thread for every core.
 _THREAD_VARIABLES = ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS")
 _END_TIMEOUT_S = 0.5  # a worker that is told to end has nothing to save

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Browsing for aggregators by mDNS (RFC 6762, RFC 6763), as a program.
 
-`python -m fedlearn.discovery --task T` prints each find as a line of JSON (the fields of
+`python -m fedlearn.agent.discovery --task T` prints each find as a line of JSON (the fields of
 `search.Found`, or `error` and `hint`) until its time limit or until nobody reads any more. It is a
 process of its own because zeroconf and asyncio cost 10 MB, which an agent that waits for work need
 not hold.
@@ -30,9 +30,9 @@ import ifaddr  # comes with zeroconf
 from zeroconf import IPVersion, ServiceStateChange, Zeroconf
 from zeroconf.asyncio import AsyncServiceBrowser, AsyncServiceInfo, AsyncZeroconf
 
+from fedlearn.agent.search import Found
 from fedlearn.errors import ExitCode, NetworkError
-from fedlearn.messages import PROTOCOL_VERSION
-from fedlearn.search import Found
+from fedlearn.wire.messages import PROTOCOL_VERSION
 
 SERVICE_TYPE = "_fedlearn._tcp.local."
 # A LAN has a handful of aggregators; more finds are somebody's flood.
@@ -44,7 +44,7 @@ _MDNS = ("224.0.0.251", 5353)
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Search, and return the exit code."""
-    parser = argparse.ArgumentParser(prog="python -m fedlearn.discovery", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m fedlearn.agent.discovery", description=__doc__)
     parser.add_argument("--task", required=True, help="name of the task to find aggregators of")
     parser.add_argument("--interface", action="append", default=[], help="name or IPv4 address")
     parser.add_argument("--time-limit-s", type=float, default=10.0)

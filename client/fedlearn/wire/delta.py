@@ -5,7 +5,7 @@ The encodings, by the numbers of `Encoding`; integers are little-endian:
 
 - ZERO: no data, all values are zero.
 - INT8, INT16, INT32: the values one after the other; typed arrays of RFC 8746 on the wire.
-- CODES, PLANES: the streams of `fedlearn.packing`.
+- CODES, PLANES: the streams of `fedlearn.wire.packing`.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fedlearn.messages import Encoding
-from fedlearn.packing import pack, refused, unpack
+from fedlearn.wire.messages import Encoding
+from fedlearn.wire.packing import pack, refused, unpack
 
 __all__ = ["Encoding", "apply_difference", "decode_delta", "encode_delta", "encode_difference"]
 

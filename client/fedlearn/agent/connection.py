@@ -16,10 +16,10 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from fedlearn.endpoint import Endpoint, refuse_plaintext_beyond_loopback
+from fedlearn.agent.endpoint import Endpoint, refuse_plaintext_beyond_loopback
+from fedlearn.agent.stop import StopSignal
 from fedlearn.errors import ConfigError, NetworkError, ProtocolError
 from fedlearn.log import clean
-from fedlearn.stop import StopSignal
 from fedlearn.version import VERSION
 
 CONNECT_TIMEOUT_S = 5.0  # the aggregator is on the LAN: a round trip takes milliseconds

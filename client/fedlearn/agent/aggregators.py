@@ -7,11 +7,11 @@ import logging
 from collections.abc import Sequence
 from dataclasses import replace
 
+from fedlearn.agent.endpoint import Endpoint, parse_url
+from fedlearn.agent.search import SEARCHER, Found, Search
+from fedlearn.agent.stop import StopSignal
 from fedlearn.config import AggregatorConfig
-from fedlearn.endpoint import Endpoint, parse_url
 from fedlearn.errors import ConfigError, NetworkError
-from fedlearn.search import SEARCHER, Found, Search
-from fedlearn.stop import StopSignal
 
 # A search holds 25 MB, and what it does not hear within three queries is not there.
 SEARCH_S = 10.0

@@ -12,12 +12,19 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
-from fedlearn.aggregators import Aggregators
+from fedlearn.agent.aggregators import Aggregators
+from fedlearn.agent.connection import Connection
+from fedlearn.agent.download import download_model
+from fedlearn.agent.endpoint import Endpoint
+from fedlearn.agent.machine import INITIAL, Backoff, Event, State, next_state
+from fedlearn.agent.search import SEARCHER
+from fedlearn.agent.state import Memory, StateDirectory
+from fedlearn.agent.status import Status, process_age_s, rss_bytes, write_status
+from fedlearn.agent.stop import Stopped, StopSignal
+from fedlearn.agent.trainer_process import WORKER, TrainerProcess
+from fedlearn.agent.transport import Delivery, RefusedError, check_in, send_update
 from fedlearn.config import Config
-from fedlearn.connection import Connection
-from fedlearn.download import download_model
 from fedlearn.durable import storage_errors
-from fedlearn.endpoint import Endpoint
 from fedlearn.errors import (
     DatasetError,
     FedlearnError,
@@ -28,14 +35,7 @@ from fedlearn.errors import (
 )
 from fedlearn.jobs import PatchJob, TrainJob
 from fedlearn.log import clean
-from fedlearn.machine import INITIAL, Backoff, Event, State, next_state
-from fedlearn.messages import CheckIn, TrainingFailure, TrainOrder
-from fedlearn.search import SEARCHER
-from fedlearn.state import Memory, StateDirectory
-from fedlearn.status import Status, process_age_s, rss_bytes, write_status
-from fedlearn.stop import Stopped, StopSignal
-from fedlearn.trainer_process import WORKER, TrainerProcess
-from fedlearn.transport import Delivery, RefusedError, check_in, send_update
+from fedlearn.wire.messages import CheckIn, TrainingFailure, TrainOrder
 
 # Whatever the aggregator asks for: not in a hot loop, and not for ever.
 MIN_WAIT_S, MAX_WAIT_S = 0.05, 3600.0

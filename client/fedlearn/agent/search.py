@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The agent's side of `fedlearn.discovery`: a search for aggregators in a short-lived child.
+"""The agent's side of `fedlearn.agent.discovery`: a search for aggregators in a short-lived child.
 
 mDNS is not authenticated (RFC 6762, section 21): what is found is a hint where to connect, and the
 TLS handshake decides.
@@ -19,11 +19,11 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import IO, cast
 
+from fedlearn.agent.stop import StopSignal
 from fedlearn.errors import NetworkError
 from fedlearn.log import clean
-from fedlearn.stop import StopSignal
 
-SEARCHER = (sys.executable, "-m", "fedlearn.discovery")
+SEARCHER = (sys.executable, "-m", "fedlearn.agent.discovery")
 # The child caps what it reports; a line above this is none of its own.
 MAX_LINE_BYTES = 4096
 

@@ -39,7 +39,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedlearn.errors import ProtocolError
-from fedlearn.messages import Encoding
+from fedlearn.wire.messages import Encoding
 
 Int32s = NDArray[np.int32]
 Bits = NDArray[np.bool_]

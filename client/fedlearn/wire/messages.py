@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The messages of protocol version 1, as plain frozen dataclasses.
 
-`fedlearn.codec` turns them into CBOR and back and refuses a received value outside the range that
+`codec` turns them into CBOR and back and refuses a received value outside the range that
 its annotation declares; `protocol.cddl` describes the bytes. This module imports neither NumPy nor
 the codec, so the agent may use it while it waits.
 """
@@ -60,7 +60,7 @@ Dtype = Annotated[str, Pattern("int8|int32")]
 
 
 class Encoding(IntEnum):
-    """The numbers of the encodings of an integer array; `fedlearn.delta` describes them."""
+    """The numbers of the encodings of an integer array; `fedlearn.wire.delta` describes them."""
 
     ZERO = 0
     INT8 = 1
@@ -171,7 +171,7 @@ class Metrics:
 
 @dataclass(frozen=True, slots=True)
 class EncodedTensor:
-    """An integer delta of one tensor in one of the encodings of `fedlearn.delta`."""
+    """An integer delta of one tensor in one of the encodings of `fedlearn.wire.delta`."""
 
     index: Count
     encoding: Count

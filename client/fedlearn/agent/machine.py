@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The agent's life as one table of states and events.
 
-The machine does no I/O, reads no clock and owns no randomness: `fedlearn.agent` does what a state
-says, and tells the machine how it went. The picture in the documentation is `mermaid()`.
+The machine does no I/O, reads no clock and owns no randomness: `Agent` does what a state says,
+and tells the machine how it went. The picture in the documentation is `mermaid()`.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Messages to CBOR and back.
 
-The mapping follows the dataclasses of `fedlearn.messages`: a map with the fields' names as keys,
+The mapping follows the dataclasses of `messages`: a map with the fields' names as keys,
 an absent key for a field that has its default, and two keys more in every message: `v`, the
 protocol's version, and `kind`.
 
@@ -23,9 +23,9 @@ from typing import Annotated, Any, TypeVar, Union, get_args, get_origin, get_typ
 
 from cbor2 import CBORTag
 
-from fedlearn import strict_cbor
 from fedlearn.errors import ProtocolError
-from fedlearn.messages import (
+from fedlearn.wire import strict_cbor
+from fedlearn.wire.messages import (
     PROTOCOL_VERSION,
     CheckIn,
     Difference,

@@ -20,11 +20,11 @@ import os
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from fedlearn import codec
 from fedlearn.durable import storage_errors, sync_directory, write_durably
 from fedlearn.errors import ProtocolError, StorageError
 from fedlearn.jobs import MAX_JOB_BYTES
-from fedlearn.messages import Update
+from fedlearn.wire import codec
+from fedlearn.wire.messages import Update
 
 # The current model, and the one before: the aggregator sends a difference from either.
 MODELS_KEPT = 2
