@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 from math import prod
 from typing import Any
 
-from fedlearn.errors import UnsupportedOperatorError
+from fedlearn.errors import ModelError
 from fedlearn.model import Model, Operator, trainable_tensors
 from fedlearn.model.tails import TAILS
 from fedlearn.trainer.tail import Tail
@@ -104,7 +104,7 @@ def _tail(model: Model, name: str) -> TailReport:
     try:
         tensors = trainable_tensors(model, name)
         tail = Tail(model, [tensor.index for tensor in tensors])
-    except UnsupportedOperatorError as error:
+    except ModelError as error:
         return TailReport(name, (), 0, 0, None, str(error))
     return TailReport(
         tail=name,

@@ -2,8 +2,8 @@
 """The TFLite runtime of this machine: tflite-runtime or its successor ai-edge-litert.
 
 Interpreters are opened without delegates. XNNPACK rounds the requantisation in another way than
-TFLite's own kernels, so without it both runtimes compute the same bits; the trainer's numbers then
-depend neither on which of them a board has nor on how it was built. `delegates=True` opens the
+TFLite's own kernels, so without it both runtimes compute the same bits of every operator that is
+trained but DEPTHWISE_CONV_2D, in which their own kernels differ. `delegates=True` opens the
 interpreter as an application would.
 """
 
@@ -55,6 +55,11 @@ def runtime_name() -> str:
 
     distribution = _interpreter_module().__name__.split(".", maxsplit=1)[0].replace("_", "-")
     return f"{distribution} {version(distribution)}"
+
+
+def is_litert() -> bool:
+    """Whether the runtime is ai-edge-litert."""
+    return _interpreter_module().__name__.startswith("ai_edge_litert")
 
 
 class Session:

@@ -17,6 +17,9 @@ from typing import Any
 
 from fedlearn.errors import ModelError
 
+# No vector of a file that a board can hold is longer.
+MOST_BYTES = 1 << 31
+
 
 def _corrupt(what: str) -> ModelError:
     return ModelError(
@@ -73,28 +76,32 @@ class Table:
         target = self._target(slot)
         return Table(self._buffer, target) if target else None
 
-    def vector(self, slot: int, item_bytes: int) -> tuple[int, int]:
-        """Offset of the first element and number of elements of a vector; (0, 0) if absent."""
+    def vector(self, slot: int, item_bytes: int, most: int = MOST_BYTES) -> tuple[int, int]:
+        """Offset of the first element and number of elements of a vector; (0, 0) if absent.
+
+        Many fields may point to one long vector, so that a small file unfolds to a large one:
+        `most` is what the caller has room for.
+        """
         target = self._target(slot)
         if not target:
             return 0, 0
         count: int = read(self._buffer, target, "I")
-        if count * item_bytes > len(self._buffer) - target - 4:
+        if count > most or count * item_bytes > len(self._buffer) - target - 4:
             raise _corrupt(f"a vector of {count} elements")
         return target + 4, count
 
-    def scalars(self, slot: int, layout: str) -> tuple[Any, ...]:
-        """A vector of numbers of struct format `layout`."""
-        start, count = self.vector(slot, struct.calcsize("<" + layout))
+    def scalars(self, slot: int, layout: str, most: int) -> tuple[Any, ...]:
+        """A vector of at most `most` numbers of struct format `layout`."""
+        start, count = self.vector(slot, struct.calcsize("<" + layout), most)
         return struct.unpack_from(f"<{count}{layout}", self._buffer, start) if count else ()
 
-    def tables(self, slot: int) -> list[Table]:
-        """A vector of sub-tables."""
-        start, count = self.vector(slot, 4)
+    def tables(self, slot: int, most: int) -> list[Table]:
+        """A vector of at most `most` sub-tables."""
+        start, count = self.vector(slot, 4, most)
         places = range(start, start + 4 * count, 4)
         return [Table(self._buffer, at + int(read(self._buffer, at, "I"))) for at in places]
 
-    def string(self, slot: int) -> str:
-        """A string; bytes that are no UTF-8 are replaced."""
+    def string(self, slot: int, most: int) -> str:
+        """The first `most` bytes of a string; bytes that are no UTF-8 are replaced."""
         start, count = self.vector(slot, 1)
-        return self._buffer[start : start + count].decode("utf-8", "replace")
+        return self._buffer[start : start + min(count, most)].decode("utf-8", "replace")

@@ -32,7 +32,13 @@ from fedlearn.model.schema import (
 # Above any model that trains on a board of 256 MB; keeps a hostile file from filling the memory.
 MAX_MODEL_BYTES = 64 * 1024 * 1024
 # The schema counts tensors in 32 bits; real int8 networks have some hundreds.
-MAX_NODES = 65_536
+MAX_NODES = 16_384
+# TFLite's kernels take at most eight dimensions.
+MAX_RANK = 8
+# One scale for each output channel: layers on boards have some thousand at most.
+MAX_CHANNELS = 16_384
+MAX_OPERANDS = 256
+MAX_NAME_BYTES = 256
 
 _CONVERT_HINT = (
     "convert it with full integer quantisation: optimizations=[DEFAULT], a representative data "
@@ -121,7 +127,7 @@ class Model:
         version = root.scalar(ModelSlot.VERSION, "I")
         if version != schema.SCHEMA_VERSION:
             raise ModelError(f"schema version {version} of .tflite is not supported, only 3")
-        subgraphs = root.tables(ModelSlot.SUBGRAPHS)
+        subgraphs = root.tables(ModelSlot.SUBGRAPHS, MAX_NODES)
         if len(subgraphs) != 1:
             raise ModelError(
                 f"the model has {len(subgraphs)} subgraphs",
@@ -201,7 +207,7 @@ def _write_u32(data: bytearray, offset: int, value: int) -> None:
 def _tensor_numbers(
     table: Table, slot: int, count: int, *, optional: bool = False
 ) -> tuple[int, ...]:
-    numbers = table.scalars(slot, "i")
+    numbers = table.scalars(slot, "i", MAX_OPERANDS)
     lowest = -1 if optional else 0
     if any(not lowest <= number < count for number in numbers):
         raise ModelError("the .tflite file is corrupt: it refers to a tensor that is not there")
@@ -210,18 +216,18 @@ def _tensor_numbers(
 
 def _read_operators(root: Table, subgraph: Table, tensor_count: int) -> tuple[Operator, ...]:
     names = []
-    for code in root.tables(ModelSlot.OPERATOR_CODES):
+    for code in root.tables(ModelSlot.OPERATOR_CODES, MAX_NODES):
         number = max(
             code.scalar(OperatorCodeSlot.DEPRECATED_BUILTIN_CODE, "b"),
             code.scalar(OperatorCodeSlot.BUILTIN_CODE, "i"),
         )
         name = schema.OPERATOR_NAMES.get(number, f"BUILTIN_{number}")
-        custom = code.string(OperatorCodeSlot.CUSTOM_CODE)
-        names.append(f"{name}({custom[:64]!r})" if custom else name)
+        custom = code.string(OperatorCodeSlot.CUSTOM_CODE, MAX_NAME_BYTES)
+        names.append(f"{name}({custom!r})" if custom else name)
     operators = []
-    for index, table in enumerate(subgraph.tables(SubGraphSlot.OPERATORS)):
+    for index, table in enumerate(subgraph.tables(SubGraphSlot.OPERATORS, MAX_NODES)):
         code_index = table.scalar(OperatorSlot.OPCODE_INDEX, "I")
-        if code_index >= len(names) or index >= MAX_NODES:
+        if code_index >= len(names):
             raise ModelError("the .tflite file is corrupt: it has an operator without a code")
         operators.append(
             Operator(
@@ -236,10 +242,8 @@ def _read_operators(root: Table, subgraph: Table, tensor_count: int) -> tuple[Op
 
 
 def _read_tensors(data: bytes, root: Table, subgraph: Table) -> tuple[Tensor, ...]:
-    buffers = [_buffer_span(data, table) for table in root.tables(ModelSlot.BUFFERS)]
-    tables = subgraph.tables(SubGraphSlot.TENSORS)
-    if len(tables) > MAX_NODES:
-        raise ModelError(f"the model has {len(tables)} tensors, above the limit of {MAX_NODES}")
+    buffers = [_buffer_span(data, table) for table in root.tables(ModelSlot.BUFFERS, MAX_NODES)]
+    tables = subgraph.tables(SubGraphSlot.TENSORS, MAX_NODES)
     return tuple(_read_tensor(index, table, buffers) for index, table in enumerate(tables))
 
 
@@ -255,7 +259,7 @@ def _buffer_span(data: bytes, table: Table) -> tuple[int, int]:
 
 
 def _read_tensor(index: int, table: Table, buffers: list[tuple[int, int]]) -> Tensor:
-    shape = table.scalars(TensorSlot.SHAPE, "i")
+    shape = table.scalars(TensorSlot.SHAPE, "i", MAX_RANK)
     code = table.scalar(TensorSlot.TYPE, "b")
     dtype = schema.TENSOR_TYPES.get(code, f"type{code}")
     number = table.scalar(TensorSlot.BUFFER, "I")
@@ -274,14 +278,14 @@ def _read_tensor(index: int, table: Table, buffers: list[tuple[int, int]]) -> Te
     zero_points: tuple[int, ...] = ()
     axis = 0
     if quantisation is not None:
-        scales = quantisation.scalars(QuantizationSlot.SCALE, "f")
-        zero_points = quantisation.scalars(QuantizationSlot.ZERO_POINT, "q")
+        scales = quantisation.scalars(QuantizationSlot.SCALE, "f", MAX_CHANNELS)
+        zero_points = quantisation.scalars(QuantizationSlot.ZERO_POINT, "q", MAX_CHANNELS)
         axis = quantisation.scalar(QuantizationSlot.QUANTIZED_DIMENSION, "i")
     if dtype == "int8" and scales:
         _check_quantisation(index, shape, scales, zero_points, axis)
     return Tensor(
         index=index,
-        name=table.string(TensorSlot.NAME),
+        name=table.string(TensorSlot.NAME, MAX_NAME_BYTES),
         shape=shape,
         dtype=dtype,
         scales=np.array(scales, np.float32),
@@ -312,8 +316,12 @@ def _check_quantisation(
 
 
 def _require_fully_int8(model: Model) -> None:
-    if not model.inputs or not model.outputs or not model.operators:
-        raise ModelError("the model has no inputs, no outputs or no operators")
+    if len(model.inputs) != 1 or len(model.outputs) != 1 or not model.operators:
+        raise ModelError(
+            f"the model has {len(model.inputs)} inputs, {len(model.outputs)} outputs and "
+            f"{len(model.operators)} operators",
+            hint="fedlearn trains models with one input and one output",
+        )
     for operator in model.operators:
         if operator.name in _WEIGHT_OPERATORS and len(operator.inputs) > 1:
             data, weight = (model.tensors[number] for number in operator.inputs[:2])

@@ -46,7 +46,12 @@ def trainable_tensors(model: Model, tail: str) -> tuple[TrainableTensor, ...]:
 def last_untrainable(model: Model) -> Operator | None:
     """The operator nearest to the output that has no backward pass."""
     for operator in reversed(model.operators):
-        if operator.name not in TRAINABLE or not _weights_are_trainable(model, operator):
+        is_last = operator is model.operators[-1]
+        if (
+            operator.name not in TRAINABLE
+            or (operator.name == "SOFTMAX" and not is_last)
+            or not _weights_are_trainable(model, operator)
+        ):
             return operator
     return None
 

@@ -8,6 +8,7 @@ from numpy.typing import NDArray
 
 from fedlearn.model import Model, Operator
 from fedlearn.model.schema import Activation, Padding
+from fedlearn.runtime import is_litert
 from fedlearn.trainer.conv2d import convolution_options
 from fedlearn.trainer.exact import Real
 from fedlearn.trainer.layer import WeightedLayer
@@ -20,7 +21,6 @@ class DepthwiseConv2D(WeightedLayer):
 
     channel_axis = 3
     terms_axis = 0
-    usual = Arithmetic.TWICE_AWAY
     _padded: NDArray[np.float32]
 
     def __init__(self, model: Model, operator: Operator) -> None:
@@ -35,6 +35,11 @@ class DepthwiseConv2D(WeightedLayer):
             Axis(height, rows, options.scalar(2, "i", 0), options.scalar(6, "i", 1), padding),
             Axis(width, columns, options.scalar(1, "i", 0), options.scalar(5, "i", 1), padding),
         )
+
+    @staticmethod
+    def usual() -> Arithmetic:
+        """The one kernel in which the two runtimes round differently."""
+        return Arithmetic.TWICE_VECTORS if is_litert() else Arithmetic.TWICE_AWAY
 
     def _activation(self) -> Activation:
         return Activation(convolution_options(self.operator).scalar(4, "b"))

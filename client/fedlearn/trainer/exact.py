@@ -3,7 +3,7 @@
 
 A float32 holds every integer up to 2^24, so a dot product of integers is exact, whatever order,
 blocking or fused operations a BLAS uses, as long as no partial sum can pass 2^24. With operands of
-at most 255 (a centred int8 activation) and 127 (a weight or an error) that holds for 518 terms.
+at most 255 (a centred int8 activation) and 128 (a weight or an error) that holds for 514 terms.
 Longer sums are cut into blocks that are added in float64, which is exact to 2^53.
 """
 
@@ -15,14 +15,14 @@ from numpy.typing import NDArray
 # Integers in float32 where that is exact, in float64 where it is not.
 Real = NDArray[np.float32] | NDArray[np.float64]
 
-# floor(2^24 / (255 * 127))
-EXACT_TERMS = 518
+# floor(2^24 / (255 * 128))
+EXACT_TERMS = 514
 
 
 def product(a: NDArray[np.float32], b: NDArray[np.float32]) -> Real:
-    """a @ b for integer-valued float32 (N, K) and (K, M), |a| <= 255 and |b| <= 127 or vice versa.
+    """a @ b for integer-valued float32 (N, K) and (K, M), |a| <= 255 and |b| <= 128 or vice versa.
 
-    The result is exact: float32 for K <= 518, float64 beyond.
+    The result is exact: float32 for K <= 514, float64 beyond.
     """
     terms = a.shape[1]
     if terms <= EXACT_TERMS:

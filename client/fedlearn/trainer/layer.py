@@ -64,8 +64,6 @@ class WeightedLayer(Layer):
     channel_axis = 0
     # The axis of the arranged weight that a sum runs over.
     terms_axis = 1
-    # How TFLite's own kernel of the operator rounds.
-    usual = Arithmetic.TWICE_UP
 
     def __init__(self, model: Model, operator: Operator) -> None:
         super().__init__(model, operator)
@@ -78,8 +76,9 @@ class WeightedLayer(Layer):
         self._weight_scales = weight.scales
         has_bias = bias >= 0 and model.tensors[bias].is_constant
         self.bias = Parameter(model.array(bias) if has_bias else np.zeros(channels, np.int32))
-        self._set_clamp(self._activation())
-        self.arithmetic = self.usual
+        self.activation = self._activation()
+        self._set_clamp(self.activation)
+        self.arithmetic = self.usual()
         self._input_scale = self.input.scale
         self._logit_scales = (self.input.scales * self._weight_scales).astype(np.float32)
         self.trains_weight = self.trains_bias = False
@@ -94,6 +93,11 @@ class WeightedLayer(Layer):
             raise ModelError(f"{weight.name}: scales along axis {weight.axis} are not supported")
         if per_channel and len(weight.scales) != channels:
             raise ModelError(f"{weight.name}: {len(weight.scales)} scales, {channels} channels")
+
+    @staticmethod
+    def usual() -> Arithmetic:
+        """How the kernel of this operator rounds in the runtimes that are known."""
+        return Arithmetic.TWICE_UP
 
     @property
     def arithmetic(self) -> Arithmetic:
@@ -128,7 +132,10 @@ class WeightedLayer(Layer):
 
     @abstractmethod
     def _to_input(self, errors: NDArray[np.float32]) -> NDArray[np.float32]:
-        """Integer errors (R, C) through the weights to the shape of the input, exact."""
+        """Integer errors (R, C) through the weights to the shape of the input.
+
+        The same bits everywhere: exact, or added element by element in a fixed order.
+        """
 
     def _set_clamp(self, activation: Activation) -> None:
         zero, scale = self.output.zero_point, self.output.scale

@@ -51,7 +51,7 @@ def _matched(
     """The layer's output, equal to `expected` in every bit."""
     if not isinstance(layer, WeightedLayer):
         return layer.forward(x)
-    for arithmetic in (layer.usual, *Arithmetic):
+    for arithmetic in (layer.usual(), *Arithmetic):
         layer.arithmetic = arithmetic
         y = layer.forward(x)
         if np.array_equal(y.ravel(), expected.ravel()):

@@ -9,8 +9,9 @@ from math import prod
 import numpy as np
 from numpy.typing import NDArray
 
-from fedlearn.errors import UnsupportedOperatorError
+from fedlearn.errors import ModelError, UnsupportedOperatorError
 from fedlearn.model import Model, Operator
+from fedlearn.model.schema import Activation
 from fedlearn.runtime import Session
 from fedlearn.trainer.conv2d import Conv2D
 from fedlearn.trainer.depthwise_conv2d import DepthwiseConv2D
@@ -44,7 +45,10 @@ class Tail:
         operators = list(model.operators[start:])
         if operators[-1].name == "SOFTMAX":
             operators.pop()
-        self.layers = [self._layer(operator) for operator in operators]
+        try:
+            self.layers = [self._layer(operator) for operator in operators]
+        except (IndexError, ValueError) as error:  # shapes or options that no converter writes
+            raise ModelError(f"the model is damaged: {error}") from error
         for before, behind in zip(self.layers, self.layers[1:], strict=False):
             if behind.input.index != before.output.index:
                 raise UnsupportedOperatorError(
@@ -56,6 +60,12 @@ class Tail:
         if not isinstance(last, WeightedLayer):
             raise UnsupportedOperatorError(
                 f"the network ends with {last.operator.name}, not with a layer that has weights"
+            )
+        if prod(last.output.shape[1:-1]) != 1 or last.activation is not Activation.NONE:
+            raise UnsupportedOperatorError(
+                f"operator {last.operator.index} ({last.operator.name}) does not end in one row of "
+                "logits a sample: it has places, or an activation fused",
+                hint="the network must end with a plain layer, or a SOFTMAX behind one",
             )
         self.logits_layer = last
         self._mark(tensors)

@@ -67,6 +67,8 @@ def train(
     """
     if plan.loss not in LOSSES:
         raise TrainerError(f"there is no loss {plan.loss!r}", hint=f"use {', '.join(LOSSES)}")
+    if max_samples is not None and max_samples < 1:
+        raise TrainerError(f"a training on {max_samples} samples is none")
     tail = Tail(model, tensors)
     calibrate(tail, model, dataset.inputs)
     drawn = sample_order(seed, 0, len(dataset))

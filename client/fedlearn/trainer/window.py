@@ -100,7 +100,10 @@ class Window:
         return view.reshape(len(x) * rows.places * columns.places, -1)
 
     def scatter(self, patches: Real, channels: int) -> NDArray[np.float32]:
-        """Adjoint of `patches`: add each patch back where it was taken from; (N, H, W, C)."""
+        """Adjoint of `patches`: add each patch back where it was taken from; (N, H, W, C).
+
+        The order of the additions is fixed, and they are exact while sums stay below 2^24.
+        """
         rows, columns = self.rows, self.columns
         grid = patches.reshape(
             -1, rows.places, columns.places, rows.kernel, columns.kernel, channels

@@ -58,6 +58,9 @@ def main(linger_s: float) -> int:
             send(replies, Failed("out of memory", "train a shorter tail or use smaller batches"))
         except BrokenPipeError:
             break
+        except Exception as error:  # a fault of ours: the aggregator should hear which
+            sys.excepthook(*sys.exc_info())
+            send(replies, Failed(f"{type(error).__name__}: {error}", "please report this"))
     return 0
 
 

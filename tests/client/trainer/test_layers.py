@@ -18,11 +18,11 @@ from hypothesis import strategies as st
 
 from fedlearn.errors import TrainerError
 from fedlearn.model import Model, trainable_tensors
-from fedlearn.runtime import Session, runtime_name
+from fedlearn.runtime import Session, is_litert
 from fedlearn.trainer.layer import WeightedLayer
 from fedlearn.trainer.requantisation import Arithmetic
 from fedlearn.trainer.selftest import calibrate
-from fedlearn.trainer.tail import Tail
+from fedlearn.trainer.tail import LAYERS, Tail
 from tests.client.networks import Network, convolution, depthwise, fully_connected, layer
 
 CONV, DEPTHWISE, DENSE = (
@@ -96,17 +96,20 @@ def _network(kind: int, geometry: dict[str, Any], seed: int, channels: int, out:
     )
 
 
-def _tail(network: Network) -> tuple[Model, Tail, WeightedLayer]:
+def _layer(network: Network) -> tuple[Model, WeightedLayer]:
     model = Model.parse(network.write())
-    tail = Tail(model, [tensor.index for tensor in trainable_tensors(model, "all")])
-    found = tail.layers[0]
+    found = LAYERS[model.operators[0].name](model, model.operators[0])
     assert isinstance(found, WeightedLayer)
-    return model, tail, found
+    return model, found
+
+
+def _centred(found: WeightedLayer, inputs: Any) -> Any:
+    return inputs.astype(np.float32) - found.input.zero_point
 
 
 def _arithmetic(kind: str, *, delegates: bool) -> Arithmetic:
     """What the runtimes are known to do: only ai-edge-litert uses XNNPACK for int8."""
-    litert = runtime_name().startswith("ai-edge-litert")
+    litert = is_litert()
     if delegates and litert:
         return Arithmetic.FLOAT32
     if kind == "DEPTHWISE_CONV_2D":
@@ -115,12 +118,12 @@ def _arithmetic(kind: str, *, delegates: bool) -> Arithmetic:
 
 
 def _assert_same_bits(network: Network, seed: int, *, delegates: bool) -> None:
-    model, tail, found = _tail(network)
+    model, found = _layer(network)
     shape = model.tensors[0].shape[1:]
     inputs = np.random.default_rng(seed).integers(-128, 128, (120, *shape)).astype(np.int8)
     found.arithmetic = _arithmetic(found.operator.name, delegates=delegates)
     expected = Session(model.data, delegates=delegates).run(inputs)
-    got = found.forward(tail.centred(inputs)) + found.output.zero_point
+    got = found.forward(_centred(found, inputs)) + found.output.zero_point
     np.testing.assert_array_equal(got, expected)
 
 
@@ -166,11 +169,20 @@ def _dense_network(seed: int, terms: int, out: int, activation: int, **options: 
     st.sampled_from([0, 1, 2, 3]),
     st.booleans(),
     st.booleans(),
+    st.booleans(),
 )
 def test_fully_connected_forward_is_bit_exact(
-    seed: int, terms: int, out: int, activation: int, bias: bool, delegates: bool
+    seed: int,
+    terms: int,
+    out: int,
+    activation: int,
+    bias: bool,
+    per_channel: bool,
+    delegates: bool,
 ) -> None:
-    network = _dense_network(seed, terms, out, activation, bias=bias)
+    # tflite-runtime 2.14 is older than per-channel scales of this operator.
+    per_channel = per_channel and is_litert()
+    network = _dense_network(seed, terms, out, activation, bias=bias, per_channel=per_channel)
     _assert_same_bits(network, seed, delegates=delegates)
 
 
@@ -236,7 +248,7 @@ def test_window_gradients_are_exact(
     kind: int, geometry: dict[str, Any], seed: int, channels: int, out: int
 ) -> None:
     rng = np.random.default_rng(seed)
-    model, _, found = _tail(_network(kind, geometry, seed, channels, out))
+    model, found = _layer(_network(kind, geometry, seed, channels, out))
     x = rng.integers(-255, 256, (3, *geometry["size"], channels))
     w = model.array(1).astype(np.int64)
     found.forward(x.astype(np.float32))
@@ -265,7 +277,7 @@ def test_window_gradients_are_exact(
 def test_fully_connected_gradients_are_exact(seed: int, terms: int, out: int, batch: int) -> None:
     """Also where sums pass 2^24, which a single float32 product would not survive."""
     rng = np.random.default_rng(seed)
-    model, _, found = _tail(_dense_network(seed, terms, out, 0))
+    model, found = _layer(_dense_network(seed, terms, out, 0))
     x = rng.integers(-255, 256, (batch, terms))
     errors = rng.integers(-127, 128, (batch, out))
     found.forward(x.astype(np.float32))
@@ -280,3 +292,61 @@ def test_float32_alone_would_not_be_exact() -> None:
     x, w = np.full((1, 784), 255, np.float32), np.full((784, 1), 127, np.float32)
     x[0, 0] = 254
     assert int((x @ w)[0, 0]) != int((x.astype(np.int64) @ w.astype(np.int64))[0, 0])
+
+
+@pytest.mark.parametrize("kind", [CONV, DEPTHWISE, DENSE])
+def test_a_step_follows_the_gradient_in_real_units(kind: int) -> None:
+    """From float errors to moved weights and biases, with scales that differ a lot by channel.
+
+    The oracle is the float definition: real weight minus rate times gradient, in float64.
+    """
+    rng = np.random.default_rng(5)
+    geometry = {
+        "kernel": (3, 2),
+        "dilation": (1, 1),
+        "stride": (2, 1),
+        "size": (7, 6),
+        "padding": tflite.Padding.SAME,
+        "activation": 0,
+    }
+    network = (
+        _dense_network(5, 30, 8, 0, per_channel=True)
+        if kind == DENSE
+        else _network(kind, geometry, 5, 4, 8 if kind == CONV else 2)
+    )
+    model, found = _layer(network)
+    scales = model.tensors[1].scales.astype(np.float64)
+    assert scales.max() / scales.min() > 2
+    shape = model.tensors[0].shape[1:]
+    x = rng.integers(-100, 101, (6, *shape))
+    found.trains_weight = found.trains_bias = True
+    found.logits(x.astype(np.float32))  # not clamped: every error passes
+    errors = rng.normal(0, 1, (6, *found.output.shape[1:])).astype(np.float32)
+    before = found.weight._fixed.astype(np.float64) / 256
+    bias_before = found.bias._fixed.astype(np.float64) / 256
+    found.backward(errors, to_input=False)
+    rate = 1e-4
+    found.update(rate)
+
+    w = model.array(1).astype(np.int64)
+    flat = np.zeros(w.size)
+    for k in range(w.size):
+        step = np.zeros(w.size, np.int64)
+        step[k] = 1
+        if kind == DENSE:
+            moved = x @ (step.reshape(w.shape)).T
+        else:
+            moved = _plain(kind, geometry, x, step.reshape(w.shape))
+        flat[k] = (errors * moved).sum() * found.input.scale
+    by_channel = scales if kind == DEPTHWISE else scales.reshape(-1, *[1] * (w.ndim - 1))
+    expected = np.clip(w - rate * flat.reshape(w.shape) / by_channel, -127, 127) - w
+    moved_by = (found.weight._fixed / 256 - before).reshape(w.shape)
+    assert np.abs(expected).max() > 0.2, "the step must be larger than its rounding"
+    # Rounding of the errors to int8 and of the step to 1/256.
+    np.testing.assert_allclose(moved_by, expected, atol=0.03 * np.abs(expected).max() + 1 / 256)
+    rows = errors.reshape(-1, errors.shape[-1]).sum(axis=0)
+    bias_expected = -rate * rows / (found.input.scale * scales)
+    bias_moved = found.bias._fixed / 256 - bias_before
+    np.testing.assert_allclose(
+        bias_moved, bias_expected, atol=0.05 * np.abs(bias_expected).max() + 1 / 256
+    )
