@@ -16,8 +16,9 @@ from fedlearn_aggregator.task import KEEP_MODELS, KEEP_UPDATES
 DEFAULT_PORT = 8470
 
 _EXIT_CODES = """\
-exit codes: 0 ok, 1 failure, 2 wrong usage, 65 unusable model or data, 69 the address cannot be
-listened on, 74 disk error or data directory in use, 78 unusable configuration, 130 interrupted"""
+exit codes: 0 ok, 1 failure, 2 wrong usage, 65 unusable model or data, 66 no such file, 69 the
+address cannot be listened on, 74 disk error or data directory in use, 78 unusable configuration,
+130 interrupted"""
 
 
 def parser() -> argparse.ArgumentParser:

@@ -3,11 +3,12 @@
 
 from __future__ import annotations
 
-import os
 import sqlite3
+from contextlib import closing, suppress
 from pathlib import Path
 
-from fedlearn.errors import ConfigError, ModelError, StorageError
+from fedlearn.durable import publish, storage_errors, sync_directory
+from fedlearn.errors import ConfigError, FedlearnError
 from fedlearn.model import Model
 from fedlearn_aggregator import requantise, schema, store
 from fedlearn_aggregator.lock import exclusive
@@ -17,15 +18,6 @@ from fedlearn_aggregator.task import Task
 _PARTS = ("", "-wal", "-shm")
 
 
-def read_model(path: Path) -> Model:
-    """Parse a `.tflite`; ModelError says what is wrong with it."""
-    try:
-        data = path.read_bytes()
-    except OSError as error:
-        raise ModelError(f"{path}: {error.strerror}", hint="check --model") from error
-    return Model.parse(data)
-
-
 def begin(data_dir: Path, task: Task, model: Model, now: float, *, force: bool) -> Path | None:
     """Write the task's first state durably.
 
@@ -33,7 +25,7 @@ def begin(data_dir: Path, task: Task, model: Model, now: float, *, force: bool) 
     and its new place is returned.
     """
     path = data_dir / schema.FILE_NAME
-    try:
+    with storage_errors("write", data_dir):
         data_dir.mkdir(parents=True, exist_ok=True)
         with exclusive(data_dir):
             if path.exists() and not force:
@@ -44,11 +36,8 @@ def begin(data_dir: Path, task: Task, model: Model, now: float, *, force: bool) 
             draft = path.with_suffix(".new")
             _remove(draft)
             _write(draft, task, model, now)
-            moved = _move_aside(path) if path.exists() else None
-            draft.replace(path)
-            _sync(data_dir)
-    except OSError as error:
-        raise StorageError(f"{data_dir}: {error.strerror}", hint="check the disk") from error
+            moved = _move_aside(path)
+            publish(draft, path)
     return moved
 
 
@@ -66,25 +55,41 @@ def _write(path: Path, task: Task, model: Model, now: float) -> None:
         raise schema.storage_error(error, path) from error
 
 
-def _move_aside(path: Path) -> Path:
+def _move_aside(path: Path) -> Path | None:
+    """Free the name `path` durably; returns where the old file is, None if there was none.
+
+    SQLite replays whatever log it finds beside a file, also into a new file that got the name of
+    a lost one. So the log goes into the old file first, and if that cannot be, or only a log is
+    left, the log is moved aside too, before anything else can get the name.
+    """
+    if path.exists():
+        # Best effort: a damaged file is moved as it is. A writer would delete its log on closing,
+        # so a reader looks first.
+        with suppress(FedlearnError, sqlite3.Error):
+            schema.open_reader(path).close()
+            with closing(schema.open_writer(path)) as db:
+                db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+    found = [part for part in _PARTS if _part(path, part).exists()]
+    if not found:
+        return None
     number = 1
-    while (target := path.with_name(f"{path.name}.{number}.old")).exists():
+    while any(_part(_aside(path, number), part).exists() for part in _PARTS):
         number += 1
-    for part in _PARTS:
-        source = path.with_name(path.name + part)
-        if source.exists():
-            source.replace(target.with_name(target.name + part))
-    return target
+    target = _aside(path, number)
+    for part in found:
+        _part(path, part).replace(_part(target, part))
+    sync_directory(path.parent)
+    return target if "" in found else None
+
+
+def _aside(path: Path, number: int) -> Path:
+    return path.with_name(f"{path.name}.{number}.old")
+
+
+def _part(path: Path, part: str) -> Path:
+    return path.with_name(path.name + part)
 
 
 def _remove(path: Path) -> None:
     for part in _PARTS:
-        path.with_name(path.name + part).unlink(missing_ok=True)
-
-
-def _sync(directory: Path) -> None:
-    handle = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
+        _part(path, part).unlink(missing_ok=True)

@@ -18,12 +18,15 @@ from dataclasses import asdict
 from pathlib import Path
 
 from fedlearn import log
-from fedlearn.errors import ConfigError, ExitCode, FedlearnError, StorageError
+from fedlearn.durable import write_durably
+from fedlearn.errors import ConfigError, ExitCode, FedlearnError
 from fedlearn.model import Model, trainable_tensors
+from fedlearn.trainer.local import read_model
+from fedlearn.trainer.tail import Tail
 from fedlearn.version import VERSION
 from fedlearn.wire.messages import Limits, TrainingPlan
 from fedlearn_aggregator import arguments, schema, store
-from fedlearn_aggregator.begin import begin, read_model
+from fedlearn_aggregator.begin import begin
 from fedlearn_aggregator.optimizers import OptimizerName, OptimizerSettings
 from fedlearn_aggregator.report import RoundReport, TaskReport, report
 from fedlearn_aggregator.requantise import grid_scales
@@ -64,8 +67,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _init(options: argparse.Namespace) -> int:
     model = read_model(options.model)
     task = _task(options, model)
+    # What follows raises now what would stop every device, or the first round.
+    Tail(model, [tensor.index for tensor in task.tensors])
     if task.optimizer.in_real_units:
-        grid_scales(model, task.tensors)  # raises now what would stop the first round
+        grid_scales(model, task.tensors)
     moved = begin(options.data_dir, task, model, time.time(), force=options.force)
     if moved is not None:
         print(f"the old task is now {moved}")
@@ -192,12 +197,7 @@ def _export(options: argparse.Namespace) -> int:
         except sqlite3.Error as error:
             raise schema.storage_error(error, path) from error
     model = Model.parse(data)
-    draft = options.output.with_name(options.output.name + ".new")
-    try:
-        draft.write_bytes(data)
-        draft.replace(options.output)
-    except OSError as error:
-        raise StorageError(f"{options.output}: {error.strerror}", hint="check the disk") from error
+    write_durably(options.output, data)
     print(f"{options.output}: {len(data):,} bytes, sha256 {model.digest.hex()}")
     return ExitCode.OK
 

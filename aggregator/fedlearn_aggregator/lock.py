@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from fedlearn.durable import storage_errors
 from fedlearn.errors import StorageError
 
 _FILE = "lock"
@@ -21,12 +22,8 @@ def exclusive(data_dir: Path) -> Iterator[None]:
     The kernel frees it when the process ends, however it ends. The file stays: removing it would
     let two processes lock two files of the same name.
     """
-    try:
+    with storage_errors("open", data_dir / _FILE):
         handle = os.open(data_dir / _FILE, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
-    except OSError as error:
-        raise StorageError(
-            f"{data_dir}: {error.strerror}", hint="check that the directory exists and is writable"
-        ) from error
     try:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError as error:

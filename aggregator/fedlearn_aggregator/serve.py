@@ -23,7 +23,8 @@ from aiohttp import web
 
 from fedlearn.agent.endpoint import Endpoint, refuse_plaintext_beyond_loopback
 from fedlearn.dataset import Dataset
-from fedlearn.errors import ConfigError, ExitCode, NetworkError, StorageError
+from fedlearn.durable import write_durably
+from fedlearn.errors import ConfigError, ExitCode, NetworkError
 from fedlearn_aggregator import schema
 from fedlearn_aggregator.advertise import advertised
 from fedlearn_aggregator.checkins import HOLD_S
@@ -217,12 +218,8 @@ async def _running(coroutine: Coroutine[None, None, None]) -> AsyncIterator[asyn
 def _serve_file(data_dir: Path, url: str, task: str) -> Iterator[None]:
     """Tell scripts where we listen, for as long as we do."""
     path = data_dir / SERVE_FILE
-    draft = path.with_suffix(".json.new")
-    try:
-        draft.write_text(json.dumps({"url": url, "pid": os.getpid(), "task": task}) + "\n")
-        draft.replace(path)
-    except OSError as error:
-        raise StorageError(f"{path}: {error.strerror}", hint="check the disk") from error
+    told = {"url": url, "pid": os.getpid(), "task": task}
+    write_durably(path, (json.dumps(told) + "\n").encode())
     try:
         yield
     finally:

@@ -69,7 +69,7 @@ def test_init_destroys_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str
         (["--minimum", "11"], ExitCode.CONFIG, "minimum"),
         (["--learning-rate", "nan"], ExitCode.CONFIG, "learning rate"),
         (["--server-learning-rate", "-1"], ExitCode.CONFIG, "server learning rate"),
-        (["--model", "/nowhere.tflite"], ExitCode.DATA, "nowhere"),
+        (["--model", "/nowhere.tflite"], ExitCode.NO_INPUT, "nowhere"),
         (["--model", __file__], ExitCode.DATA, "no .tflite"),
         (["--optimizer", "sgd"], ExitCode.USAGE, "invalid"),
     ],

@@ -226,3 +226,49 @@ def test_force_moves_the_old_task_aside(path: Path) -> None:
     assert moved.read_bytes() == before
     with closing(schema.open_reader(path)) as db:
         assert store.load_task(db).name == "other"
+
+
+def left_log(path: Path) -> bytes:
+    """The log of a process that was killed after its last commit."""
+    with closing(schema.open_writer(path)) as db:
+        store.add_seat(db, 1, "a", 6.0)
+        return path.with_name(path.name + "-wal").read_bytes()
+
+
+def test_the_log_of_a_lost_file_gets_into_no_new_task(path: Path) -> None:
+    log = path.with_name(path.name + "-wal")
+    old = left_log(path)
+    path.unlink()
+    log.write_bytes(old)
+    moved = begin(path.parent, make_task(Policy(1, 1), name="new"), start_model(), 9.0, force=False)
+    assert moved is None
+    with closing(schema.open_reader(path)) as db:
+        assert store.load_task(db).name == "new"
+        assert store.load_seats(db, 1) == {}
+    assert path.with_name(path.name + ".1.old-wal").read_bytes() == old  # nothing is deleted
+    # The control: without `begin` SQLite takes the log for that of the new file.
+    log.write_bytes(old)
+    with closing(schema.open_writer(path)) as db:
+        assert store.load_seats(db, 1) == {"a": False}
+
+
+def test_a_task_is_moved_aside_with_its_last_commits(path: Path) -> None:
+    old = left_log(path)
+    path.with_name(path.name + "-wal").write_bytes(old)
+    moved = begin(path.parent, make_task(Policy(1, 1), name="new"), start_model(), 9.0, force=True)
+    assert moved is not None
+    assert not moved.with_name(moved.name + "-wal").exists()
+    for file, seats in ((moved, {"a": False}), (path, {})):
+        with closing(schema.open_writer(file)) as db:
+            assert store.load_seats(db, 1) == seats
+
+
+def test_a_damaged_task_is_moved_aside_as_it_is(path: Path) -> None:
+    path.write_bytes(b"no database" * 1000)
+    path.with_name(path.name + "-wal").write_bytes(b"its log")
+    moved = begin(path.parent, make_task(Policy(1, 1)), start_model(), 9.0, force=True)
+    assert moved is not None
+    assert moved.read_bytes() == b"no database" * 1000
+    assert moved.with_name(moved.name + "-wal").read_bytes() == b"its log"
+    with closing(schema.open_reader(path)) as db:
+        assert store.load_task(db) == make_task(Policy(1, 1))
