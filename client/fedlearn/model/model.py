@@ -37,6 +37,8 @@ MAX_NODES = 16_384
 MAX_RANK = 8
 # One scale for each output channel: layers on boards have some thousand at most.
 MAX_CHANNELS = 16_384
+# All scales of a model: tensors may share one long vector, which would be read for each.
+MAX_SCALES = 1 << 20
 MAX_OPERANDS = 256
 MAX_NAME_BYTES = 256
 
@@ -244,7 +246,14 @@ def _read_operators(root: Table, subgraph: Table, tensor_count: int) -> tuple[Op
 def _read_tensors(data: bytes, root: Table, subgraph: Table) -> tuple[Tensor, ...]:
     buffers = [_buffer_span(data, table) for table in root.tables(ModelSlot.BUFFERS, MAX_NODES)]
     tables = subgraph.tables(SubGraphSlot.TENSORS, MAX_NODES)
-    return tuple(_read_tensor(index, table, buffers) for index, table in enumerate(tables))
+    tensors: list[Tensor] = []
+    scales = 0
+    for index, table in enumerate(tables):
+        tensors.append(_read_tensor(index, table, buffers))
+        scales += len(tensors[-1].scales)
+        if scales > MAX_SCALES:
+            raise ModelError(f"the model has more than {MAX_SCALES} quantisation scales")
+    return tuple(tensors)
 
 
 def _buffer_span(data: bytes, table: Table) -> tuple[int, int]:

@@ -35,6 +35,8 @@ class Layer(ABC):
         self.operator = operator
         self.input = model.tensors[operator.inputs[0]]
         self.output = model.tensors[operator.outputs[0]]
+        if min(self.input.shape, default=0) < 1 or min(self.output.shape, default=0) < 1:
+            raise ModelError(f"operator {operator.index} ({operator.name}) has an empty tensor")
 
     @abstractmethod
     def forward(self, x: NDArray[np.float32]) -> NDArray[np.float32]:
@@ -72,9 +74,11 @@ class WeightedLayer(Layer):
         self.weight_index, self.bias_index = weight.index, bias
         self.weight = Parameter(self._arranged(model.array(weight.index)))
         channels = self.output.shape[-1]
-        self._check_scales(weight, channels)
+        self._check(weight, channels)
         self._weight_scales = weight.scales
         has_bias = bias >= 0 and model.tensors[bias].is_constant
+        if has_bias and model.tensors[bias].shape != (channels,):
+            raise ModelError(f"{model.tensors[bias].name}: not one bias for each channel")
         self.bias = Parameter(model.array(bias) if has_bias else np.zeros(channels, np.int32))
         self.activation = self._activation()
         self._set_clamp(self.activation)
@@ -87,7 +91,9 @@ class WeightedLayer(Layer):
         self._error_scale = 1.0
         self._clamped = np.empty(0, np.float32)
 
-    def _check_scales(self, weight: Tensor, channels: int) -> None:
+    def _check(self, weight: Tensor, channels: int) -> None:
+        if weight.shape[self.channel_axis] != channels:
+            raise ModelError(f"{weight.name}: {weight.shape} weights for {channels} channels")
         per_channel = len(weight.scales) > 1
         if per_channel and (weight.axis != self.channel_axis % len(weight.shape)):
             raise ModelError(f"{weight.name}: scales along axis {weight.axis} are not supported")

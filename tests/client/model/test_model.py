@@ -4,7 +4,9 @@
 from __future__ import annotations
 
 import random
+import tracemalloc
 
+import flatbuffers
 import numpy as np
 import pytest
 import tflite
@@ -13,6 +15,7 @@ from hypothesis import strategies as st
 
 from fedlearn.dataset import Dataset
 from fedlearn.errors import FedlearnError, ModelError, UnsupportedOperatorError
+from fedlearn.inspect import inspect_model
 from fedlearn.model import Model, trainable_tensors
 from fedlearn.runtime import Session, _interpreter_module, evaluate
 from fedlearn_demo.digits import MODEL_PATH
@@ -221,7 +224,7 @@ def test_mutated_files_raise_one_error_or_parse(seed: int) -> None:
     largest = max(model.tensors, key=lambda tensor: tensor.byte_count)
     outside = [*range(largest.offset), *range(largest.offset + largest.byte_count, len(_DIGITS))]
     refused = 0
-    for _ in range(400):
+    for _ in range(1000):
         data = bytearray(_DIGITS)
         for _ in range(random_.choice([1, 1, 2, 8])):
             place = (
@@ -230,8 +233,122 @@ def test_mutated_files_raise_one_error_or_parse(seed: int) -> None:
             data[place] = random_.choice([0, 1, 0x7F, 0x80, 0xFF, random_.randrange(256)])
         try:
             mutant = Model.parse(bytes(data))
+            inspect_model(mutant)
             for tensor in trainable_tensors(mutant, "all"):
                 assert mutant.array(tensor.index).shape == tensor.shape
         except FedlearnError:
             refused += 1
-    assert refused > 20, "the mutations hit nothing: this test would prove nothing"
+    assert refused > 50, "the mutations hit nothing: this test would prove nothing"
+
+
+def _unfolding(tensors: int, length: int, field: str) -> bytes:
+    """A small file whose tensors all point to one vector of `length` elements."""
+    builder = flatbuffers.Builder(1024)
+    tflite.BufferStart(builder)
+    buffers = _vector(builder, [tflite.BufferEnd(builder)])
+    numbers = builder.CreateNumpyVector(
+        np.ones(length, np.float32 if field == "scale" else np.int32)
+    )
+    name = builder.CreateString("x" * (length if field == "name" else 1))
+    tflite.QuantizationParametersStart(builder)
+    if field == "scale":
+        tflite.QuantizationParametersAddScale(builder, numbers)
+    quantisation = tflite.QuantizationParametersEnd(builder)
+    tflite.TensorStart(builder)
+    if field == "shape":
+        tflite.TensorAddShape(builder, numbers)
+    tflite.TensorAddName(builder, name)
+    tflite.TensorAddQuantization(builder, quantisation)
+    tensor_vector = _vector(builder, [tflite.TensorEnd(builder)] * tensors)
+    none = _vector(builder, [])
+    tflite.SubGraphStart(builder)
+    tflite.SubGraphAddTensors(builder, tensor_vector)
+    tflite.SubGraphAddOperators(builder, none)
+    subgraphs = _vector(builder, [tflite.SubGraphEnd(builder)])
+    tflite.ModelStart(builder)
+    tflite.ModelAddVersion(builder, 3)
+    tflite.ModelAddSubgraphs(builder, subgraphs)
+    tflite.ModelAddBuffers(builder, buffers)
+    tflite.ModelAddOperatorCodes(builder, none)
+    builder.Finish(tflite.ModelEnd(builder), file_identifier=b"TFL3")
+    return bytes(builder.Output())
+
+
+def _vector(builder: flatbuffers.Builder, items: list[int]) -> int:
+    builder.StartVector(4, len(items), 4)
+    for item in items:
+        builder.PrependUOffsetTRelative(item)
+    return int(builder.EndVector())
+
+
+@pytest.mark.parametrize("field", ["shape", "scale", "name"])
+def test_a_small_file_cannot_unfold_to_a_large_one(field: str) -> None:
+    file = _unfolding(16_000, 16_000, field)
+    assert len(file) < 200_000
+    tracemalloc.start()
+    with pytest.raises(ModelError):
+        Model.parse(file)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    # 16,000 x 16,000 elements would be a gigabyte at the least.
+    assert peak < 64e6
+
+
+def _two_layers(rng: np.random.Generator, between: str) -> bytes:
+    """Networks that no device can train, each for another reason."""
+    network = _dense(rng)
+    hidden = network.outputs[0]
+    source = hidden
+    if between == "softmax":
+        source = network.tensor((1, 6), scales=1 / 256, zeros=-128)
+        network.operator(tflite.BuiltinOperator.SOFTMAX, [hidden], [source], softmax())
+    elif between == "branch":
+        source = network.inputs[0]
+    layer(
+        tflite.BuiltinOperator.FULLY_CONNECTED,
+        rng,
+        input_shape=(1, 6),
+        output_shape=(1, 3),
+        weight_shape=(3, 12 if between == "branch" else 6),
+        options=fully_connected(activation={"relu": 1, "tanh": 4}.get(between, 0)),
+        terms=6,
+        channel_axis=0,
+        per_channel=False,
+        network=network,
+        source=source,
+    )
+    return network.write()
+
+
+@pytest.mark.parametrize(
+    ("between", "reason"),
+    [
+        ("softmax", "SOFTMAX"),
+        ("branch", "branches"),
+        ("relu", "an activation fused"),
+        ("tanh", "TANH"),
+    ],
+)
+def test_tails_that_cannot_be_trained_are_refused_before_a_device_tries(
+    rng: np.random.Generator, between: str, reason: str
+) -> None:
+    model = Model.parse(_two_layers(rng, between))
+    report = {tail.tail: tail for tail in inspect_model(model).tails}
+    refusal = report["all"].refusal
+    assert refusal is not None
+    assert reason in refusal
+
+
+def test_two_plain_layers_are_accepted(rng: np.random.Generator) -> None:
+    """Control of the test above."""
+    model = Model.parse(_two_layers(rng, "nothing"))
+    assert [tail.refusal for tail in inspect_model(model).tails] == [None] * 3
+
+
+def test_two_inputs_are_refused() -> None:
+    network = Network()
+    numbers = [network.tensor((1, 4), scales=0.1) for _ in range(3)]
+    network.operator(tflite.BuiltinOperator.ADD, numbers[:2], numbers[2:])
+    network.inputs, network.outputs = numbers[:2], numbers[2:]
+    with pytest.raises(ModelError, match="2 inputs"):
+        Model.parse(network.write())

@@ -106,6 +106,30 @@ def test_trained_bits_do_not_depend_on_blas_or_threads(setting: dict[str, str]) 
     assert result.stdout.strip() == DIGESTS["all"]
 
 
+_PRODUCT = """
+import hashlib, numpy as np
+rng = np.random.default_rng(0)
+a, b = (rng.normal(size=(300, 300)).astype(np.float32) for _ in "ab")
+print(hashlib.sha256((a @ b).tobytes()).hexdigest())
+"""
+
+
+def test_float_products_do_depend_on_the_kernel() -> None:
+    """Control of the test above: the setting changes the kernel, and the kernel changes floats."""
+    digests = [
+        subprocess.run(
+            [sys.executable, "-c", _PRODUCT],
+            env={**os.environ, "OPENBLAS_CORETYPE": kernel},
+            capture_output=True,
+            text=True,
+            check=True,
+            timeout=60,
+        ).stdout
+        for kernel in ("Nehalem", "Haswell")
+    ]
+    assert digests[0] != digests[1]
+
+
 def test_gradients_point_where_finite_differences_do(digits: Model, digits_train: Dataset) -> None:
     """Whole network, against the float64 loss of the dequantised network without any rounding."""
     data = _few(digits_train, 64)
@@ -297,7 +321,11 @@ def test_unfit_data_is_refused_with_the_reason(
 def test_files_that_are_no_data_are_refused(digits: Model, tmp_path: Path) -> None:
     with pytest.raises(MissingFileError, match="there is no data file"):
         Dataset.load(tmp_path / "absent.npz", digits)
-    for junk in (b"", b"PK\x03\x04", b"x,y\n1,2\n", b"\x93NUMPY\x01\x00"):
+    good = tmp_path / "good.npz"
+    np.savez_compressed(good, x=np.arange(7840).reshape(10, 784) % 251 / 251, y=np.arange(10))
+    damaged = bytearray(good.read_bytes())
+    damaged[200:300] = bytes(100)
+    for junk in (b"", b"PK\x03\x04", b"x,y\n1,2\n", b"\x93NUMPY\x01\x00", bytes(damaged)):
         path = tmp_path / "junk.npz"
         path.write_bytes(junk)
         with pytest.raises(DatasetError, match="no usable"):

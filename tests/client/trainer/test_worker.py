@@ -106,6 +106,8 @@ def test_failures_are_answers_and_the_worker_lives(worker: Worker, job: TrainJob
         ({"data_path": "/nowhere.npz"}, "no data file"),
         ({"model": bytes(32)}, "not the round's"),
         ({"tensors": (0,)}, "none of the tensors"),
+        ({"max_samples": 0}, "0 samples"),
+        ({"plan": replace(PLAN, batch_size=0)}, "ZeroDivisionError"),  # a fault of ours is told too
     ]
     for change, reason in changes:
         reply = worker.run(replace(job, **change))
