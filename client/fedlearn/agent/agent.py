@@ -22,7 +22,7 @@ from fedlearn.agent.state import Memory, StateDirectory
 from fedlearn.agent.status import Status, process_age_s, rss_bytes, write_status
 from fedlearn.agent.stop import Stopped, StopSignal
 from fedlearn.agent.trainer_process import WORKER, TrainerProcess
-from fedlearn.agent.transport import Delivery, RefusedError, check_in, send_update
+from fedlearn.agent.transport import Delivery, RefusedError, check_in, confirm_task, send_update
 from fedlearn.config import Config
 from fedlearn.durable import storage_errors
 from fedlearn.errors import (
@@ -70,6 +70,7 @@ class Agent:
         )
         self._trainer = TrainerProcess(config.training, stop, worker)
         self._connection: Connection | None = None
+        self._confirmed: Endpoint | None = None  # it has proved to be of this task
         # Two of a kind: a success on the network says nothing about the trainer.
         self._network = Backoff(FIRST_DELAY_S, MAX_DELAY_S, uniform)
         self._training = Backoff(FIRST_DELAY_S, MAX_DELAY_S, uniform)
@@ -131,6 +132,7 @@ class Agent:
             return Event.STOP
         except (NetworkError, ProtocolError) as error:
             self._note(error, self._network)
+            self._confirmed = None
             self._aggregators.failed(self._connected().endpoint)
             return Event.UNREACHABLE
         except FedlearnError as error:
@@ -257,14 +259,24 @@ class Agent:
     def _upload(self) -> Event:
         assert self._pending is not None
         number, body = self._pending
+        connection, task = self._connected(), self._config.aggregator.task
+        # An update tells of the data: no other task's aggregator gets it. The address may have been
+        # remembered, or be configured wrongly.
+        if connection.endpoint != self._confirmed:
+            confirm_task(connection, task)
         try:
-            delivery = send_update(self._connected(), number, self._config.device.name, body)
+            delivery = send_update(connection, task, number, self._config.device.name, body)
         except RefusedError as error:
             self._note(error, self._training)
             self._drop_pending()
             return Event.REFUSED
         self._note_answer()
         self._network.reset()
+        if delivery is Delivery.NOT_BEGUN:
+            # It goes out again after the next failure or restart, unless a newer one replaces it.
+            # Not sooner: with all devices waiting for that round it would never begin.
+            logger.warning("round %d has not begun there; its update is kept", number)
+            return Event.ROUND_OVER
         self._training.reset()
         self._drop_pending()
         self._publish(bytes_up=self._status.bytes_up + len(body), update_bytes=len(body))
@@ -304,6 +316,7 @@ class Agent:
     def _note_answer(self) -> None:
         """The aggregator gave a proper answer: it is the one to remember."""
         endpoint = self._connected().endpoint
+        self._confirmed = endpoint
         self._aggregators.answered(endpoint)
         if not self._config.aggregator.url and self._memory.aggregator != str(endpoint):
             self._memory = Memory(aggregator=str(endpoint))

@@ -11,15 +11,17 @@ from fedlearn.agent.connection import Connection
 from fedlearn.errors import NetworkError, ProtocolError
 from fedlearn.log import clean
 from fedlearn.wire import codec
-from fedlearn.wire.messages import CheckIn, Receipt, Refusal, TrainOrder, Wait
+from fedlearn.wire.messages import CheckIn, Receipt, Refusal, TaskDescriptor, TrainOrder, Wait
 
 REPLY_TIMEOUT_S = 30.0
 # The aggregator holds a check-in for 25 s; the rest is for a network with hiccups.
 LONG_POLL_TIMEOUT_S = 60.0
 # An order names at most some thousand tensors; all other answers are smaller.
 MAX_REPLY_BYTES = 64 * 1024
+# A task describes each of its tensors, in some hundred bytes.
+MAX_TASK_BYTES = 1024 * 1024
 _CBOR = {"Content-Type": "application/cbor", "Accept": "application/cbor"}
-_ROUND_OVER = (HTTPStatus.NOT_FOUND, HTTPStatus.CONFLICT, HTTPStatus.GONE)
+_ROUND_OVER = (HTTPStatus.CONFLICT, HTTPStatus.GONE)
 # The same update would be refused again. Whatever else fails may be different at the next try.
 _REFUSED_FOR_GOOD = (
     HTTPStatus.BAD_REQUEST,
@@ -33,6 +35,7 @@ class Delivery(Enum):
 
     STORED = auto()
     ROUND_OVER = auto()  # it came too late, or another update of this device is there
+    NOT_BEGUN = auto()  # the aggregator does not know the round yet: its disk was restored
 
 
 class RefusedError(ProtocolError):
@@ -56,11 +59,32 @@ def check_in(
     return codec.decode((TrainOrder, Wait), reply.body, max_bytes=MAX_REPLY_BYTES)
 
 
-def send_update(connection: Connection, round_number: int, device: str, body: bytes) -> Delivery:
+def confirm_task(connection: Connection, task: str) -> None:
+    """Raise `NetworkError` or `ProtocolError` unless an aggregator of the task answers here."""
+    reply = connection.request(
+        "GET",
+        "/v1/task",
+        headers=_CBOR,
+        timeout_s=REPLY_TIMEOUT_S,
+        max_bytes=MAX_TASK_BYTES,
+    )
+    if reply.status != HTTPStatus.OK:
+        refuse(reply.status, reply.body)
+    found = codec.decode(TaskDescriptor, reply.body, max_bytes=MAX_TASK_BYTES)
+    if found.task != task:
+        raise NetworkError(
+            f"{connection.endpoint} is the aggregator of task {found.task}, not of {task}"
+        )
+
+
+def send_update(
+    connection: Connection, task: str, round_number: int, device: str, body: bytes
+) -> Delivery:
     """Deliver an update's body; it may be repeated until the aggregator has acknowledged it.
 
-    Raises `RefusedError` when the update is refused for good; after anything else another try
-    makes sense.
+    Raises `RefusedError` when the update is refused for good; after any other error another try
+    makes sense. What would cost the device its update counts only from an aggregator of the task:
+    the address may be somebody else's by now.
     """
     reply = connection.request(
         "PUT",
@@ -70,30 +94,43 @@ def send_update(connection: Connection, round_number: int, device: str, body: by
         timeout_s=REPLY_TIMEOUT_S,
         max_bytes=MAX_REPLY_BYTES,
     )
-    if reply.status in _ROUND_OVER:
-        return Delivery.ROUND_OVER
     if reply.status not in (HTTPStatus.OK, HTTPStatus.CREATED):
         try:
             refuse(reply.status, reply.body)
         except RefusedError as error:
-            if error.status in _REFUSED_FOR_GOOD:
-                raise
-            raise NetworkError(error.message, hint=error.hint) from error
+            return _judge(error, connection, task)
     receipt = codec.decode(Receipt, reply.body, max_bytes=MAX_REPLY_BYTES)
     if receipt.round != round_number:
         raise NetworkError(f"the receipt is for round {receipt.round}, not {round_number}")
     return Delivery.STORED
 
 
+def _judge(error: RefusedError, connection: Connection, task: str) -> Delivery:
+    """What a refusal means for the update; raises what `send_update` says."""
+    known = (*_ROUND_OVER, *_REFUSED_FOR_GOOD, HTTPStatus.NOT_FOUND)
+    if error.status not in known:
+        raise NetworkError(error.message, hint=error.hint) from error
+    confirm_task(connection, task)
+    if error.status in _REFUSED_FOR_GOOD:
+        raise error
+    return Delivery.ROUND_OVER if error.status in _ROUND_OVER else Delivery.NOT_BEGUN
+
+
 def refuse(status: int, body: bytes) -> NoReturn:
     """Raise what an answer other than success says.
 
-    4xx finds fault with the request: `RefusedError`. 5xx passes: `NetworkError`. All others are
-    no answers of this protocol: `ProtocolError`.
+    4xx with a `Refusal` finds fault with the request: `RefusedError`. 5xx passes, and a 4xx without
+    one comes from a proxy or some other server: `NetworkError`. All others are no answers of this
+    protocol: `ProtocolError`.
     """
     try:
         refusal = codec.decode(Refusal, body, max_bytes=MAX_REPLY_BYTES)
     except ProtocolError:
+        if HTTPStatus.BAD_REQUEST <= status < HTTPStatus.INTERNAL_SERVER_ERROR:
+            raise NetworkError(
+                f"what answers {status} is no aggregator",
+                hint="does something else listen there, or a proxy stand between?",
+            ) from None
         refusal = Refusal("no reason given", "")
     message = f"the aggregator answers {status}: {clean(refusal.error)}"
     hint = clean(refusal.hint)

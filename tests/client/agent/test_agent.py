@@ -25,6 +25,7 @@ from fedlearn.wire.messages import (
     Limits,
     Receipt,
     Refusal,
+    TaskDescriptor,
     TrainingPlan,
     TrainOrder,
     Update,
@@ -58,6 +59,7 @@ class Aggregator:
 
     def __init__(self, *replies: TrainOrder | Wait) -> None:
         self.replies = list(replies)
+        self.task = "digits"
         self.receipts: list[bytes | None] = []  # for the next updates; then they are stored
         self.release = threading.Event()
         self.models = MODELS
@@ -76,6 +78,14 @@ class Aggregator:
             self.before_update()
             number = int(request.path.split("/")[3])
             return self.receipts.pop(0) if self.receipts else message(Receipt(number, False), 201)
+        if request.path == "/v1/task":
+            first = order(1)
+            return message(
+                TaskDescriptor(
+                    *(self.task, 1, "open", first.model, first.model_bytes, 1),
+                    *((), first.plan, first.limits),
+                )
+            )
         digest = bytes.fromhex(request.path.split("/")[3].partition("?")[0])
         model = self.models[DIGESTS.index(digest)]
         if "?from=" in request.path:
@@ -223,7 +233,8 @@ def test_an_update_is_sent_again_after_a_power_cut(device: Device) -> None:
         held(server, 2)
         first, second = (each for each in server.requests if puts(each))
         assert (second.path, second.body) == (first.path, first.body)
-        assert server.requests.index(second) == server.requests.index(first) + 1
+        between = server.requests[server.requests.index(first) + 1 : server.requests.index(second)]
+        assert [each.path for each in between] == ["/v1/task"]
         device.stop()
         aggregator.release.set()
 
@@ -252,6 +263,50 @@ def test_an_update_that_nobody_wants_is_dropped(device: Device, status: int, wor
         device.stop()
         aggregator.release.set()
     assert words in device.log
+    assert not (device.path / "state/pending.cbor").exists()
+
+
+def test_an_update_outlasts_whoever_else_answers_at_the_address(device: Device) -> None:
+    """A web server's 404 and 413, another task's refusal: none of them may cost the update."""
+    aggregator = Aggregator(order(3))
+    foreign = [answer(404, b"<html>"), answer(413, b"<html>"), message(Refusal("?", ""), 422)]
+    aggregator.receipts = [*foreign]
+
+    def another_task_takes_the_address() -> None:
+        aggregator.task = "digits" if len(aggregator.receipts) != 1 else "other"
+
+    aggregator.before_update = another_task_takes_the_address
+    with serving(aggregator) as server:
+        device.start(port=server.port)
+        server.wait_for(puts, 3)
+        # Now the other task is at the address. The update stays, and does not even leave.
+        server.wait_for(lambda each: each.path == "/v1/task", 4)
+        kept = (device.path / "state/pending.cbor").read_bytes()
+        assert len([each for each in server.requests if puts(each)]) == 3
+        aggregator.task = "digits"
+        last = server.wait_for(puts, 4)
+        assert last.body == kept
+        held(server, 2)
+        device.stop()
+        aggregator.release.set()
+    assert "of task other, not of digits" in device.log
+    assert not (device.path / "state/pending.cbor").exists()  # the control: acknowledged
+
+
+def test_a_round_that_has_not_begun_keeps_the_update_and_the_device_goes_on(device: Device) -> None:
+    """An aggregator whose disk was restored: it must be able to get to that round again."""
+    aggregator = Aggregator(order(3))
+    aggregator.receipts = [message(Refusal("round 3 has not begun", ""), 404)]
+    with serving(aggregator) as server:
+        device.start(port=server.port)
+        held(server, 2)
+        assert (device.path / "state/pending.cbor").exists()
+        device.stop()
+        device.start(port=server.port)
+        server.wait_for(puts, 2)
+        held(server, 3)
+        device.stop()
+        aggregator.release.set()
     assert not (device.path / "state/pending.cbor").exists()
 
 

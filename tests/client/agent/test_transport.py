@@ -22,7 +22,15 @@ from fedlearn.agent.transport import Delivery, RefusedError, check_in, send_upda
 from fedlearn.errors import ConfigError, FedlearnError, NetworkError, ProtocolError, StorageError
 from fedlearn.version import VERSION
 from fedlearn.wire import codec
-from fedlearn.wire.messages import CheckIn, Receipt, Refusal, Wait
+from fedlearn.wire.messages import (
+    CheckIn,
+    Limits,
+    Receipt,
+    Refusal,
+    TaskDescriptor,
+    TrainingPlan,
+    Wait,
+)
 
 from .certificates import make_authority
 from .scripted import CBOR, Request, Server, answer, message, serving
@@ -55,6 +63,16 @@ def fetch(
 ) -> Download:
     deadline = time.monotonic() + 5
     return download_model(connection, models, DIGEST, size, base=base, deadline=deadline)
+
+
+def descriptor(task: str) -> bytes:
+    plan = TrainingPlan("softmax_cross_entropy", 1, 8, 0.1)
+    return message(TaskDescriptor(task, 1, "open", DIGEST, 1, 1, (), plan, Limits(1, 1)))
+
+
+def of_task(task: str, reply: bytes) -> Callable[[Request], bytes]:
+    """An aggregator of the task that gives `reply` to all that is not the question for its task."""
+    return lambda request: descriptor(task) if request.path == "/v1/task" else reply
 
 
 # The connection.
@@ -284,6 +302,7 @@ def test_a_ca_file_that_is_none(tmp_path: Path) -> None:
         (message(Receipt(3, True), 200), Delivery.STORED),
         (message(Refusal("other bytes", ""), 409), Delivery.ROUND_OVER),
         (message(Refusal("closed", ""), 410), Delivery.ROUND_OVER),
+        (message(Refusal("round 3 has not begun", ""), 404), Delivery.NOT_BEGUN),
         (message(Refusal("the norm is too large", ""), 422), RefusedError),
         (message(Refusal("too large", ""), 413), RefusedError),
         (message(Refusal("disk full", ""), 507), NetworkError),
@@ -292,21 +311,34 @@ def test_a_ca_file_that_is_none(tmp_path: Path) -> None:
         (message(Receipt(4, False), 201), NetworkError),
         (answer(201, b""), ProtocolError),
         (answer(502, b"<html>a proxy"), NetworkError),
+        *((answer(status, b"<html>"), NetworkError) for status in (400, 404, 409, 410, 413, 422)),
+        (answer(404, codec.encode(Receipt(3, False)), CBOR), NetworkError),
         (answer(201, bytes(70_000)), ProtocolError),
     ],
 )
 def test_what_becomes_of_an_update(reply: bytes, outcome: Delivery | type[FedlearnError]) -> None:
     """Only a refusal for good may cost the update; whatever is unclear must not."""
-    with connected(lambda _: reply) as (server, connection):
+    with connected(of_task("digits", reply)) as (server, connection):
         if isinstance(outcome, Delivery):
-            assert send_update(connection, 3, "board", b"body") is outcome
+            assert send_update(connection, "digits", 3, "board", b"body") is outcome
         else:
             with pytest.raises(outcome) as caught:
-                send_update(connection, 3, "board", b"body")
+                send_update(connection, "digits", 3, "board", b"body")
             assert type(caught.value) is outcome
         request = server.requests[0]
         assert (request.method, request.path) == ("PUT", "/v1/rounds/3/updates/board")
         assert request.body == b"body"
+
+
+@pytest.mark.parametrize("status", [400, 404, 409, 410, 413, 422])
+def test_a_refusal_counts_only_from_an_aggregator_of_the_task(status: int) -> None:
+    reply = message(Refusal("no", ""), status)
+    with connected(of_task("other", reply)) as (_, connection):
+        with pytest.raises(NetworkError, match="of task other, not of digits"):
+            send_update(connection, "digits", 3, "board", b"body")
+    with connected(lambda request: reply if request.method == "PUT" else None) as (_, connection):
+        with pytest.raises(NetworkError, match="broke"):
+            send_update(connection, "digits", 3, "board", b"body")
 
 
 # Models.
@@ -382,7 +414,7 @@ def test_a_damaged_part_is_dropped_and_comes_again(models: Models) -> None:
         (answer(200, MODEL), 10**12, "is ordered"),
         (answer(206, MODEL, {"Content-Range": "bytes 5-9/10"}), len(MODEL), "not the range"),
         (answer(206, MODEL), len(MODEL), "not the range"),
-        (answer(416, b""), len(MODEL), "416"),
+        (message(Refusal("behind the end", ""), 416), len(MODEL), "416"),
         (message(Refusal("gone", ""), 404), len(MODEL), "gone"),
         (answer(200, bytes(300_000), CBOR), len(MODEL), "more than"),
     ],
