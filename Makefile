@@ -18,13 +18,15 @@ help: ## Show what there is to make
 demo: $(VENV)/demo ## Federate the digits task over 10 device processes on this machine
 	@$(RUN)/fedlearn-demo digits --out build/demo $(ARGS)
 
-test: $(VENV)/dev $(OTHER)/dev ## Run all tests and linters, then the runtime's tests on the other runtime
-	@echo "==> tests, $$($(RUN)/python -c 'from fedlearn.runtime import runtime_name as n; print(n())')"
-	@$(RUN)/python -m pytest $(ARGS)
-	@if [ -x $(OTHER)/bin/python ]; then \
-	  echo "==> tests, $$($(OTHER)/bin/python -c 'from fedlearn.runtime import runtime_name as n; print(n())')"; \
-	  $(OTHER)/bin/python -m pytest tests/client tests/aggregator $(ARGS); \
-	fi
+test: $(VENV)/dev $(OTHER)/dev ## Run all tests and linters, then those that use the runtime on the other one
+	@status=0; \
+	for env in $(VENV) $(OTHER); do \
+	  [ -x $$env/bin/python ] || continue; \
+	  echo "==> tests, $$($$env/bin/python -c 'from fedlearn.runtime import runtime_name as n; print(n())')"; \
+	  [ $$env = $(VENV) ] && tests= || tests="tests/client tests/aggregator"; \
+	  $$env/bin/python -m pytest $$tests $(ARGS) || status=1; \
+	done; \
+	exit $$status
 
 lint: $(VENV)/dev ## Run the linters alone
 	@$(RUN)/python -m pytest -q tests/lint
@@ -37,7 +39,7 @@ clean: ## Remove what was built, the virtual environments too
 
 # Debian keeps ensurepip in a package of its own; as root it is installed, else it is named.
 define make-venv
-	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || \
 	  { echo "fedlearn needs Python 3.11 or newer: make PYTHON=/path/to/python3" >&2; exit 1; }
 	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || \
 	  { [ "$$(id -u)" = 0 ] && apt-get update && apt-get install -y python3-venv; } || \

@@ -13,8 +13,15 @@ from numpy.typing import NDArray
 from fedlearn.errors import DatasetError, MissingFileError
 from fedlearn.model import Model
 
+# Values that the input's int8 cannot hold are clipped. A sensor may clip now and then; when so many
+# do, the data are in other units than the model.
+_MOST_CLIPPED = 0.1
+
 # Raw bytes, such as the pixels of an image, stand for 0..1 as in every digit and image task.
 _RAW_SCALE = 1.0 / 255.0
+
+
+_WRITE = "write it with numpy.savez(path, x=samples, y=labels)"
 
 
 @dataclass(frozen=True, eq=False)
@@ -41,35 +48,42 @@ class Dataset:
         MissingFileError when there is none.
         """
         try:
-            with np.load(path, allow_pickle=False) as archive:
+            archive = np.load(path, allow_pickle=False)
+            if isinstance(archive, np.ndarray):
+                raise DatasetError(f"{path} is an .npy file", hint=_WRITE)
+            with archive:
                 x, y = archive["x"], archive["y"]
+        except DatasetError:
+            raise
         except FileNotFoundError as error:
             raise MissingFileError(
                 f"there is no data file {path}", hint="name an .npz file with arrays x and y"
             ) from error
         except KeyError as error:
-            raise DatasetError(
-                f"{path} lacks an array: {error}", hint="it must hold x (samples) and y (labels)"
-            ) from error
+            raise DatasetError(f"{path} lacks an array", hint=_WRITE) from error
         except Exception as error:  # whatever NumPy, zipfile and zlib make of damaged bytes
-            raise DatasetError(
-                f"{path} is no usable .npz file: {error}", hint="write it with numpy.savez"
-            ) from error
-        return cls.from_arrays(x, y, model)
+            raise DatasetError(f"{path} is no usable .npz file", hint=_WRITE) from error
+        try:
+            return cls.from_arrays(x, y, model)
+        except DatasetError as error:
+            raise DatasetError(f"{path}: {error.message}", hint=error.hint) from error
 
     @classmethod
     def from_arrays(cls, x: NDArray[np.generic], y: NDArray[np.generic], model: Model) -> Dataset:
         """Quantise arrays as `load` does."""
         entry, exit_ = model.tensors[model.inputs[0]], model.tensors[model.outputs[0]]
         shape, classes = entry.shape[1:], prod(exit_.shape[1:])
-        if x.ndim == 0 or len(x) == 0 or prod(x.shape[1:]) != prod(shape):
+        if x.ndim == 0 or len(x) == 0:
+            raise DatasetError("there are no samples", hint=_WRITE)
+        if prod(x.shape[1:]) != prod(shape):
             raise DatasetError(
                 f"the samples have shape {x.shape}, the model takes (N, {str(shape)[1:]}"
             )
         if y.shape != (len(x),) or not np.issubdtype(y.dtype, np.integer):
             raise DatasetError(
                 f"the labels are {y.dtype}{y.shape}, not one class number for each of the "
-                f"{len(x)} samples"
+                f"{len(x)} samples",
+                hint="y.astype(int) makes numbers of floats, y.argmax(axis=1) of one-hot rows",
             )
         labels = y.astype(np.int64)
         if labels.min() < 0 or labels.max() >= classes:
@@ -86,13 +100,22 @@ def _quantise(x: NDArray[np.generic], scale: float, zero_point: int) -> NDArray[
     if x.dtype == np.uint8:
         # Only 256 values: a table, so that a large set never stands in memory as floats.
         levels = np.arange(256) * _RAW_SCALE
-        return _to_grid(levels, scale, zero_point)[x]
+        return _to_int8(np.rint(levels / scale) + zero_point)[x]
     if not np.issubdtype(x.dtype, np.floating):
         raise DatasetError(f"samples of type {x.dtype} are not supported: use uint8, int8 or float")
     if not np.isfinite(x).all():
         raise DatasetError("the samples hold NaN or infinite values")
-    return _to_grid(x.astype(np.float64), scale, zero_point)
+    steps = np.rint(x.astype(np.float64) / scale) + zero_point
+    clipped = float(((steps < -129) | (steps > 128)).mean())
+    if clipped > _MOST_CLIPPED:
+        low, high = ((limit - zero_point) * scale for limit in (-128, 127))
+        raise DatasetError(
+            f"{clipped:.0%} of the values lie outside the model's input range: they run from "
+            f"{x.min():g} to {x.max():g}, it takes {low:g} to {high:g}",
+            hint="scale them as for the training of the model; raw bytes belong in uint8",
+        )
+    return _to_int8(steps)
 
 
-def _to_grid(values: NDArray[np.float64], scale: float, zero_point: int) -> NDArray[np.int8]:
-    return np.clip(np.rint(values / scale) + zero_point, -128, 127).astype(np.int8)
+def _to_int8(steps: NDArray[np.float64]) -> NDArray[np.int8]:
+    return np.clip(steps, -128, 127).astype(np.int8)

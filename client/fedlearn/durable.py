@@ -33,7 +33,13 @@ def storage_errors(action: str, path: Path) -> Iterator[None]:
 
 
 def write_durably(path: Path, data: bytes) -> None:
-    """Replace the file: after a power cut it is the old one or the new one, never a mixture."""
+    """Replace the file: after a power cut it is the old one or the new one, never a mixture.
+
+    Raises StorageError when it cannot be written, or when something other than a file has its name:
+    a device or a pipe would be replaced, not written to.
+    """
+    if path.exists() and not path.is_file():
+        raise StorageError(f"{path} is no regular file", hint="choose another name")
     temporary = path.with_name(f".{path.name}.tmp")
     with storage_errors("write", path):
         try:

@@ -35,6 +35,8 @@ def read_model(path: Path | str) -> Model:
         raise MissingFileError(f"there is no model file {path}") from error
     except OSError as error:
         raise ModelError(f"cannot read {path}: {error.strerror}") from error
+    except ModelError as error:
+        raise ModelError(f"{path}: {error.message}", hint=error.hint) from error
 
 
 def train_file(

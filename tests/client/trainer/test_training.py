@@ -16,7 +16,14 @@ import pytest
 from numpy.typing import NDArray
 
 from fedlearn.dataset import Dataset
-from fedlearn.errors import DatasetError, MissingFileError, TrainerError, UnsupportedOperatorError
+from fedlearn.durable import write_durably
+from fedlearn.errors import (
+    DatasetError,
+    MissingFileError,
+    StorageError,
+    TrainerError,
+    UnsupportedOperatorError,
+)
 from fedlearn.model import Model, trainable_tensors
 from fedlearn.runtime import evaluate
 from fedlearn.trainer import layer
@@ -305,7 +312,9 @@ def test_training_a_file(digits_file: bytes, tmp_path: Path, digits_train: Datas
         ({"x": np.zeros((3, 784), np.uint8), "y": np.array([0.0, 1, 2])}, "labels are"),
         ({"x": np.full((3, 784), np.nan), "y": np.zeros(3, int)}, "NaN"),
         ({"x": np.zeros((3, 784), np.int32), "y": np.zeros(3, int)}, "int32"),
-        ({"x": np.zeros((0, 784), np.uint8), "y": np.zeros(0, int)}, "the model takes"),
+        ({"x": np.zeros((0, 784), np.uint8), "y": np.zeros(0, int)}, "no samples"),
+        ({"x": np.full((3, 784), 200.0), "y": np.zeros(3, int)}, "100% of the values lie outside"),
+        ({"x": np.ones((3, 784)), "y": np.zeros((3, 10), int)}, r"argmax"),
         ({"x": np.array([None]), "y": np.zeros(1, int)}, "no usable"),
     ],
 )
@@ -342,3 +351,12 @@ def test_uint8_floats_and_int8_mean_the_same(digits: Model, tmp_path: Path) -> N
     assert sets[0].inputs.shape == (5, 28, 28, 1)
     for other in sets[1:]:
         np.testing.assert_array_equal(sets[0].inputs, other.inputs)
+
+
+@pytest.mark.parametrize("name", ["pipe", "folder"])
+def test_a_result_never_replaces_what_is_no_file(tmp_path: Path, name: str) -> None:
+    path = tmp_path / name
+    os.mkfifo(path) if name == "pipe" else path.mkdir()
+    with pytest.raises(StorageError, match="no regular file"):
+        write_durably(path, b"x")
+    assert not path.is_file()
