@@ -10,7 +10,7 @@ SOURCES := $(shell find client aggregator demo -name '*.py' -o -name '*.cddl' -o
 ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint bench-accuracy clean
+.PHONY: help demo test test-benchmarks lint bench-accuracy clean
 
 help: ## Show what there is to make
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-16s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -27,6 +27,9 @@ test: $(VENV)/dev $(OTHER)/dev ## Run all tests and linters, then those that use
 	  $$env/bin/python -m pytest $$tests $(ARGS) || status=1; \
 	done; \
 	exit $$status
+
+test-benchmarks: $(BENCH)/done ## Run the benchmarks' own tests, which need PyTorch
+	@$(BENCH)/bin/python -m pytest tests/benchmarks $(ARGS)
 
 lint: $(VENV)/dev ## Run the linters alone
 	@$(RUN)/python -m pytest -q tests/lint
