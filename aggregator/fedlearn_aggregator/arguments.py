@@ -167,14 +167,14 @@ def _init(command: argparse.ArgumentParser) -> None:
         type=int,
         default=KEEP_MODELS,
         metavar="N",
-        help=f"models of the last N rounds stay (default: {KEEP_MODELS})",
+        help=f"models of the last N closed rounds stay (default: {KEEP_MODELS})",
     )
     keep(
         "--keep-updates",
         type=int,
         default=KEEP_UPDATES,
         metavar="N",
-        help=f"bodies of updates of the last N rounds stay (default: {KEEP_UPDATES})",
+        help=f"updates of the last N rounds stay (default: {KEEP_UPDATES})",
     )
 
 

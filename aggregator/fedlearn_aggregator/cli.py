@@ -15,7 +15,6 @@ import time
 from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import asdict
-from pathlib import Path
 
 from fedlearn import log
 from fedlearn.durable import write_durably
@@ -25,10 +24,10 @@ from fedlearn.trainer.local import read_model
 from fedlearn.trainer.tail import Tail
 from fedlearn.version import VERSION
 from fedlearn.wire.messages import Limits, TrainingPlan
-from fedlearn_aggregator import arguments, schema, store
+from fedlearn_aggregator import arguments, report, schema, store
 from fedlearn_aggregator.begin import begin
 from fedlearn_aggregator.optimizers import OptimizerName, OptimizerSettings
-from fedlearn_aggregator.report import RoundReport, TaskReport, report
+from fedlearn_aggregator.report import RoundReport
 from fedlearn_aggregator.requantise import grid_scales
 from fedlearn_aggregator.rounds import Policy
 from fedlearn_aggregator.task import Task, largest_update
@@ -144,7 +143,7 @@ def _serve(options: argparse.Namespace) -> int:
 
 
 def _status(options: argparse.Namespace) -> int:
-    task = _report(options.data_dir, _LAST_ROUNDS)
+    task = report.read(options.data_dir / schema.FILE_NAME, _LAST_ROUNDS)
     if options.json:
         print(json.dumps(task.to_json(), indent=2))
         return ExitCode.OK
@@ -158,7 +157,7 @@ def _status(options: argparse.Namespace) -> int:
 
 
 def _rounds(options: argparse.Namespace) -> int:
-    task = _report(options.data_dir, None)
+    task = report.read(options.data_dir / schema.FILE_NAME)
     if options.json:
         print(json.dumps([asdict(each) for each in task.rounds], indent=2))
     else:
@@ -173,19 +172,9 @@ def _print_table(rounds: Sequence[RoundReport]) -> None:
         seconds = "" if each.wall_s is None else f"{each.wall_s:.1f}"
         print(
             f"{each.number:5}  {each.state:11}  {each.updates:7}  {each.samples:7}  "
-            f"{sum(each.bytes_up) / 1000:6.1f}  {sum(each.bytes_down) / 1000:7.1f}  "
+            f"{each.bytes_up_total / 1000:6.1f}  {each.bytes_down_total / 1000:7.1f}  "
             f"{seconds:>7}  {accuracy:>8}  {(each.result or '')[:12]}"
         )
-
-
-def _report(data_dir: Path, last: int | None) -> TaskReport:
-    with closing(schema.open_reader(data_dir / schema.FILE_NAME)) as db:
-        try:
-            # One transaction: a round that closes meanwhile is seen whole or not at all.
-            db.execute("BEGIN")
-            return report(db, last)
-        except sqlite3.Error as error:
-            raise schema.storage_error(error, data_dir / schema.FILE_NAME) from error
 
 
 def _export(options: argparse.Namespace) -> int:

@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Runs a task's rounds: joins the state machine, the store and the sums on the event loop.
 
-All state is changed on the event loop, between two awaits, and nobody is told of a change before
-it is on disk: a crash takes back nothing that a device could know of.
+All state is changed on the event loop, between two awaits. A device is told that it has a seat, has
+given it back or has delivered only when that is on disk: a crash takes back nothing that a device
+was promised. Until then its seat or update is reserved, and others find the place taken.
 """
 
 from __future__ import annotations
@@ -20,9 +21,11 @@ from fedlearn.model import Model
 from fedlearn.wire.messages import Receipt, TrainOrder
 from fedlearn_aggregator import optimizers, requantise, store, updates
 from fedlearn_aggregator.aggregation import DeltaSum
+from fedlearn_aggregator.faults import Repeated
 from fedlearn_aggregator.optimizers import ServerState
 from fedlearn_aggregator.rounds import FINAL, Round, Seating, State, Verdict
 from fedlearn_aggregator.store import RoundRow, UpdateRow
+from fedlearn_aggregator.tally import Tally
 from fedlearn_aggregator.task import Task
 from fedlearn_aggregator.updates import CheckedUpdate
 from fedlearn_aggregator.writer import Writer
@@ -50,7 +53,9 @@ class Coordinator:
         self.on_model: Callable[[bytes], None] = lambda _digest: None
         self.verdicts: Counter[str] = Counter()  # of updates
         self.ended: Counter[str] = Counter()  # rounds by their final state
-        self.downloads: list[int] = []
+        self.downloads = Tally()  # of the round, see `count_download`
+        self.trouble = ""  # why the round cannot go on, while it cannot
+        self._faults = Repeated(_log)
         self._progress = asyncio.Event()
         self._row: RoundRow
         self._sums: DeltaSum
@@ -141,10 +146,12 @@ class Coordinator:
     async def give_back(self, device: str, number: int) -> bool:
         """Free a seat whose device failed. False if it has none in round `number`."""
         current = self.round
-        if number != current.number or not current.give_back(device, failed=True):
+        if number != current.number or device not in current.seats - current.updates:
             return False
-        self.announce_seats()
         await self._writer.do(store.fail_seat, number, device)
+        if not current.give_back(device, failed=True):
+            return False  # it delivered meanwhile
+        self.announce_seats()
         return True
 
     async def submit(self, number: int, device: str, body: bytes) -> Receipt:
@@ -158,9 +165,14 @@ class Coordinator:
         return receipt
 
     def count_download(self, digest: bytes, body_bytes: int) -> None:
-        """A device got the model `digest`, as a file or a difference of `body_bytes`."""
+        """Note that an answer holds a whole model, as a file or a difference of `body_bytes`.
+
+        The rounds tell what their base model cost on the network, so only the current model counts,
+        and no part of a download that is resumed. Nobody proves who asks: it is a figure for
+        people, which a peer can raise, and takes no more memory when one does.
+        """
         if digest == self.model.digest and not self.finished:
-            self.downloads.append(body_bytes)
+            self.downloads = self.downloads.plus(body_bytes)
 
     def announce_seats(self) -> None:
         """Let all waiting check-ins, and the rounds themselves, look again."""
@@ -259,7 +271,7 @@ class Coordinator:
                 row.number,
                 final,
                 closed=now,
-                downloads=tuple(self.downloads),
+                downloads=self.downloads,
                 next_opens=None if finished else opens,
                 model=data,
                 state=state,
@@ -283,15 +295,19 @@ class Coordinator:
     async def _persist(self, write: Callable[[], Awaitable[T]]) -> T:
         while True:
             try:
-                return await write()
+                result = await write()
             except StorageError as error:
-                _log.error("round %d cannot go on: %s", self.round.number, error)
+                self.trouble = f"round {self.round.number} cannot go on: {error}"
+                self._faults.error(self.trouble, _monotonic())
                 await asyncio.sleep(RETRY_WRITE_S)
+            else:
+                self.trouble = ""
+                return result
 
     def _begin(self, row: RoundRow, current: Round) -> None:
         self._row, self.round = row, current
         self._sums = DeltaSum(self.task.tensors)
-        self.downloads = []
+        self.downloads = Tally()
 
     def _log_round(self, final: State, current: bytes) -> None:
         deadline_s = self.round.deadline_s or _monotonic()

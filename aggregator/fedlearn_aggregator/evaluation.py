@@ -37,8 +37,12 @@ class Evaluator:
 
     async def run(self) -> None:
         """Evaluate what no earlier run has evaluated, then whatever is submitted."""
-        for digest in await self._writer.do(store.unevaluated):
-            self.submit(digest)
+        try:
+            for digest in await self._writer.do(store.unevaluated):
+                self.submit(digest)
+        except FedlearnError as error:
+            # The models to come are evaluated all the same, and nobody waits for these.
+            _log.error("earlier models are not evaluated: %s", error)
         while True:
             digest = await self._queue.get()
             try:

@@ -4,28 +4,19 @@
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Sequence
+from contextlib import closing
 from dataclasses import asdict, dataclass
-from statistics import fmean
+from pathlib import Path
 from typing import Any
 
-from fedlearn.wire.messages import Metrics
-from fedlearn_aggregator import store
+from fedlearn_aggregator import schema, store
 from fedlearn_aggregator.rounds import FINAL
-from fedlearn_aggregator.store import EvaluationRow, RoundRow, UpdateRow
+from fedlearn_aggregator.store import EvaluationRow, RoundRow
+from fedlearn_aggregator.summary import MeanMetrics
+from fedlearn_aggregator.tally import LISTED, Tally
 
 # Rounds in `/v1/status`; `rounds` shows all.
 STATUS_ROUNDS = 100
-
-
-@dataclass(frozen=True, slots=True)
-class MeanMetrics:
-    """Mean of the devices' own metrics, each device the same weight."""
-
-    loss_before: float
-    loss_after: float
-    accuracy_before: float
-    accuracy_after: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,6 +25,10 @@ class RoundReport:
 
     `wall_s` runs from the first seat to the end. `accuracy` and `loss` are those of the new model
     by the interpreter, as soon as they are known; `base_` those of the model it began with.
+
+    Lists hold at most the first `tally.LISTED` entries. `devices` is empty when the round's updates
+    are no longer kept. `bytes_up` are bodies of updates; `bytes_down` are whole answers with the
+    base model, as file or difference, known when the round has ended.
     """
 
     number: int
@@ -44,7 +39,10 @@ class RoundReport:
     devices: tuple[str, ...]
     samples: int
     bytes_up: tuple[int, ...]
+    bytes_up_total: int
     bytes_down: tuple[int, ...]
+    bytes_down_total: int
+    downloads: int
     opened: float
     started: float | None
     closed: float | None
@@ -78,12 +76,23 @@ class TaskReport:
         return asdict(self)
 
 
+def read(path: Path, last: int | None = None) -> TaskReport:
+    """`report` on a connection of its own, beside a running `serve` or without one."""
+    with closing(schema.open_reader(path)) as db:
+        try:
+            # One transaction: a round that closes meanwhile is seen whole or not at all.
+            db.execute("BEGIN")
+            return report(db, last)
+        except sqlite3.Error as error:
+            raise schema.storage_error(error, path) from error
+
+
 def report(db: sqlite3.Connection, last: int | None = None) -> TaskReport:
     """The task with its `last` rounds, or all that are kept, oldest first."""
     task = store.load_task(db)
     evaluations = store.load_evaluations(db)
     rows = store.load_rounds(db, last)
-    reports = tuple(_round(row, store.load_updates(db, row.number), evaluations) for row in rows)
+    reports = tuple(_round(db, row, evaluations) for row in rows)
     newest = rows[-1]
     model = newest.result or newest.base
     return TaskReport(
@@ -102,40 +111,34 @@ def report(db: sqlite3.Connection, last: int | None = None) -> TaskReport:
 
 
 def _round(
-    row: RoundRow, updates: Sequence[UpdateRow], evaluations: dict[bytes, EvaluationRow]
+    db: sqlite3.Connection, row: RoundRow, evaluations: dict[bytes, EvaluationRow]
 ) -> RoundReport:
     after = evaluations.get(row.result) if row.result else None
     before = evaluations.get(row.base)
     ended = row.closed is not None and row.started is not None
+    # Only the newest round has none yet.
+    summary = row.summary or store.summarise(db, row.number, Tally())
     return RoundReport(
         number=row.number,
         state=row.state,
         base=row.base.hex(),
         result=row.result.hex() if row.result else None,
-        updates=len(updates),
-        devices=tuple(update.device for update in updates),
-        samples=sum(update.samples for update in updates),
-        bytes_up=tuple(update.body_bytes for update in updates),
-        bytes_down=row.downloads,
+        updates=summary.updates,
+        devices=tuple(store.load_devices(db, row.number, LISTED)),
+        samples=summary.samples,
+        bytes_up=summary.bytes_up.first,
+        bytes_up_total=summary.bytes_up.total,
+        bytes_down=summary.bytes_down.first,
+        bytes_down_total=summary.bytes_down.total,
+        downloads=summary.bytes_down.count,
         opened=row.opens,
         started=row.started,
         closed=row.closed,
         wall_s=(row.closed or 0.0) - (row.started or 0.0) if ended else None,
-        slowest_train_s=max((update.metrics.train_s for update in updates), default=None),
-        metrics=_mean([update.metrics for update in updates]),
+        slowest_train_s=summary.slowest_train_s,
+        metrics=summary.metrics,
         accuracy=after.accuracy if after else None,
         loss=after.loss if after else None,
         base_accuracy=before.accuracy if before else None,
         base_loss=before.loss if before else None,
-    )
-
-
-def _mean(metrics: Sequence[Metrics]) -> MeanMetrics | None:
-    if not metrics:
-        return None
-    return MeanMetrics(
-        loss_before=fmean(m.loss_before for m in metrics),
-        loss_after=fmean(m.loss_after for m in metrics),
-        accuracy_before=fmean(m.accuracy_before for m in metrics),
-        accuracy_after=fmean(m.accuracy_after for m in metrics),
     )

@@ -1,9 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
 """The state machine of a round: no clock, no randomness, no input or output.
 
-    open --first seat--> training --cohort stored--------> aggregating --model stored--> closed
-                             |------deadline, minimum----> aggregating
-                             '------deadline, too few----> abandoned
+    stateDiagram-v2
+        [*] --> open
+        open --> training: first seat given
+        training --> aggregating: cohort of updates stored
+        training --> aggregating: deadline with the minimum of updates
+        training --> abandoned: deadline with too few updates
+        aggregating --> closed: next model stored
+        closed --> [*]
+        abandoned --> [*]
 
 A round has more seats than it needs updates (over-selection), so that a device that drops out does
 not delay the others. Whoever takes a seat starts to train at once. An update is first reserved,
@@ -57,6 +63,14 @@ TRANSITIONS: Mapping[tuple[State, Event], State] = {
     (State.AGGREGATING, Event.MODEL_STORED): State.CLOSED,
 }
 FINAL = frozenset({State.CLOSED, State.ABANDONED})
+
+
+def mermaid() -> str:
+    """The table as a Mermaid state diagram."""
+    arrows = [f"    [*] --> {State.OPEN}"]
+    arrows += [f"    {state} --> {to}: {event}" for (state, event), to in TRANSITIONS.items()]
+    arrows += [f"    {state} --> [*]" for state in State if state in FINAL]
+    return "\n".join(["stateDiagram-v2", *arrows]) + "\n"
 
 
 class Seating(StrEnum):

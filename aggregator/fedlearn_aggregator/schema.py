@@ -22,7 +22,8 @@ BUSY_TIMEOUT_S = 5.0
 # The write-ahead log is cut to this length after a checkpoint; it grows with one large model.
 LOG_BYTES = 8 * 1024 * 1024
 
-# Times are Unix seconds, digests SHA-256. Metrics and downloads are JSON: only ever read whole.
+# Times are Unix seconds, digests SHA-256. Metrics and summaries are JSON: only ever
+# read whole. A round has its summary from its end on; its seats and updates go some rounds later.
 _TABLES = """
 CREATE TABLE task (
     id INTEGER PRIMARY KEY CHECK (id = 1),
@@ -41,7 +42,7 @@ CREATE TABLE rounds (
     opens REAL NOT NULL,
     started REAL,
     closed REAL,
-    downloads TEXT NOT NULL DEFAULT '[]'
+    summary TEXT
 );
 CREATE TABLE seats (
     round INTEGER NOT NULL REFERENCES rounds(number) ON DELETE CASCADE,
@@ -57,7 +58,7 @@ CREATE TABLE updates (
     metrics TEXT NOT NULL,
     received REAL NOT NULL,
     body_bytes INTEGER NOT NULL,
-    body BLOB,
+    body BLOB NOT NULL,
     PRIMARY KEY (round, device)
 );
 CREATE TABLE arrays (

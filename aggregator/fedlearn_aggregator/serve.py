@@ -98,30 +98,36 @@ async def serve(options: ServeOptions, announce: Callable[[str], None]) -> ExitC
         announce(url)
         _log.info("round %d is %s", coordinator.round.number, coordinator.round.state)
         rounds = await stack.enter_async_context(_running(coordinator.run()))
-        return await _until_done(rounds, stop, evaluator, forever=not options.exit_when_done)
+        broken = asyncio.wrap_future(writer.broken)
+        ended = _until_done(rounds, stop, broken, evaluator, forever=not options.exit_when_done)
+        return await ended
 
 
 async def _until_done(
     rounds: asyncio.Task[None],
     stop: asyncio.Future[signal.Signals],
+    broken: asyncio.Future[None],
     evaluator: Evaluator | None,
     *,
     forever: bool,
 ) -> ExitCode:
-    await _first(rounds, stop)
-    if not stop.done():
-        rounds.result()  # raises if the rounds broke: nothing would go on by itself
+    """Raises what `rounds` or `broken` raise: a supervisor shall start the process anew."""
+    await _first(rounds, stop, broken)
+    if rounds.done():
+        rounds.result()
         _log.info("the task is finished")
         if forever:
-            await stop
+            await _first(stop, broken)
         elif evaluator is not None:
             drained = asyncio.create_task(evaluator.drain())
-            await _first(drained, stop)
+            await _first(drained, stop, broken)
             drained.cancel()
-    if not stop.done():
-        return ExitCode.OK
-    _log.info("stopping on %s", stop.result().name)
-    return ExitCode.INTERRUPTED if stop.result() is signal.SIGINT else ExitCode.OK
+    if stop.done():
+        _log.info("stopping on %s", stop.result().name)
+        return ExitCode.INTERRUPTED if stop.result() is signal.SIGINT else ExitCode.OK
+    if broken.done():
+        broken.result()
+    return ExitCode.OK
 
 
 async def _first(*futures: asyncio.Future[Any]) -> None:

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import logging
 import random
 from collections.abc import Awaitable, Callable
@@ -21,6 +22,7 @@ from fedlearn_aggregator import metrics, report
 from fedlearn_aggregator.checkins import HOLD_S, CheckIns
 from fedlearn_aggregator.coordinator import Coordinator
 from fedlearn_aggregator.download import file_response, parse_digest
+from fedlearn_aggregator.faults import Repeated
 from fedlearn_aggregator.metrics import Traffic
 from fedlearn_aggregator.shelf import Shelf
 from fedlearn_aggregator.writer import Writer
@@ -57,6 +59,8 @@ class Server:
         self._shelf = Shelf(writer)
         self._traffic = Traffic()
         self._body_timeout_s = body_timeout_s
+        self._reporting = asyncio.Lock()
+        self._faults = Repeated(_log)
         self.check_ins = CheckIns(coordinator, rng, hold_s=hold_s)
 
     def runner(self) -> web.AppRunner:
@@ -112,7 +116,8 @@ class Server:
         digest = parse_digest(request.match_info["digest"])
         base = request.query.get("from")
         if base is not None:
-            difference = await self._shelf.difference(parse_digest(base), digest)
+            current = self._coordinator.model.digest
+            difference = await self._shelf.difference(parse_digest(base), digest, current)
             if difference is not None:
                 self._coordinator.count_download(digest, len(difference))
                 return web.Response(body=difference, content_type=CBOR)
@@ -120,8 +125,8 @@ class Server:
         if data is None:
             raise ProtocolError("this model is not here", status=404, hint="check in again")
         response = file_response(request, data, digest)
-        if response.status in (HTTPStatus.OK, HTTPStatus.PARTIAL_CONTENT):
-            self._coordinator.count_download(digest, response.content_length or 0)
+        if response.status == HTTPStatus.OK:
+            self._coordinator.count_download(digest, len(data))
         return response
 
     async def _check_in(self, request: web.Request) -> web.Response:
@@ -141,11 +146,23 @@ class Server:
         return _cbor(receipt, status)
 
     async def _status(self, _request: web.Request) -> web.Response:
-        task = await self._writer.do(report.report, report.STATUS_ROUNDS)
         held = {"held_checkins": self.check_ins.held, "version": VERSION}
-        return web.json_response({**task.to_json(), **held})
+
+        def page() -> bytes:
+            task = report.read(self._writer.path, report.STATUS_ROUNDS)
+            return json.dumps({**task.to_json(), **held}).encode()
+
+        # One at a time, on a thread with a connection of its own: whoever asks often waits for
+        # himself, and no acknowledgement waits for him.
+        async with self._reporting:
+            body = await asyncio.to_thread(page)
+        return web.Response(body=body, content_type="application/json")
 
     async def _health(self, _request: web.Request) -> web.Response:
+        failure = self._writer.failure
+        trouble = str(failure) if failure else self._coordinator.trouble
+        if trouble:
+            return web.Response(status=HTTPStatus.SERVICE_UNAVAILABLE, text=clean(trouble))
         return web.Response(text="ok")
 
     async def _metrics(self, _request: web.Request) -> web.Response:
@@ -181,7 +198,7 @@ class Server:
         except StorageError as error:
             response = _refusal(507, "the aggregator cannot write", "send it again later")
             response.headers["Retry-After"] = str(RETRY_AFTER_S)
-            _log.error("%s", error)
+            self._faults.error(str(error), asyncio.get_running_loop().time())
         except FedlearnError as error:
             _log.error("%s", error)
             response = _refusal(500, "the aggregator failed", "its log says why")
@@ -234,4 +251,5 @@ def _cbor(message: Message, status: int = HTTPStatus.OK) -> web.Response:
 
 
 def _refusal(status: int, error: str, hint: str) -> web.Response:
-    return _cbor(Refusal(error, hint), status)
+    # It may quote the request, and is shown on the terminal of whoever sent that, or another.
+    return _cbor(Refusal(clean(error), clean(hint)), status)

@@ -10,7 +10,6 @@ from __future__ import annotations
 import hashlib
 import json
 import sqlite3
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 
 import numpy as np
@@ -20,9 +19,11 @@ from fedlearn.wire.messages import Metrics
 from fedlearn_aggregator.aggregation import Arrays
 from fedlearn_aggregator.optimizers import ServerState
 from fedlearn_aggregator.rounds import State
+from fedlearn_aggregator.summary import MeanMetrics, Summary
+from fedlearn_aggregator.tally import Tally
 from fedlearn_aggregator.task import Task
 
-# Rows of old rounds (seats, metrics) go after this many rounds: a year of one every hour.
+# Rows of old rounds go after this many: a year of one every hour.
 HISTORY_ROUNDS = 10_000
 
 _SLOTS = ("master", "first", "second")
@@ -40,7 +41,7 @@ class RoundRow:
     opens: float
     started: float | None
     closed: float | None
-    downloads: tuple[int, ...]  # bytes of each download of the base model, as body or difference
+    summary: Summary | None  # as soon as the round has ended
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,7 +150,7 @@ def finish_round(
     final: State,
     *,
     closed: float,
-    downloads: Sequence[int],
+    downloads: Tally,
     next_opens: float | None,
     model: bytes | None = None,
     state: ServerState | None = None,
@@ -165,8 +166,8 @@ def finish_round(
     if state is not None:
         _put_state(db, state)
     db.execute(
-        "UPDATE rounds SET state = ?, result = ?, closed = ?, downloads = ? WHERE number = ?",
-        (final, result, closed, json.dumps(list(downloads)), number),
+        "UPDATE rounds SET state = ?, result = ?, closed = ?, summary = ? WHERE number = ?",
+        (final, result, closed, summarise(db, number, downloads).to_json(), number),
     )
     if next_opens is not None:
         closed_rounds = closed_before + (final is State.CLOSED)
@@ -185,16 +186,18 @@ def _open_round(
 
 
 def _drop_old(db: sqlite3.Connection, task: Task, number: int) -> None:
-    db.execute(
-        "UPDATE updates SET body = NULL WHERE round <= ? AND body IS NOT NULL",
-        (number - task.keep_updates,),
-    )
+    """Forget what the task does not keep, now that round `number` has ended."""
+    for table in ("updates", "seats"):
+        db.execute(f"DELETE FROM {table} WHERE round <= ?", (number - task.keep_updates,))  # noqa: S608
     db.execute("DELETE FROM rounds WHERE number <= ? AND number > 1", (number - HISTORY_ROUNDS,))
+    # Closed rounds count: a night of abandoned ones must not cost the fleet all its differences.
     db.execute(
-        """DELETE FROM models WHERE digest NOT IN (
-             SELECT base FROM rounds WHERE number = 1 OR number > :oldest
-             UNION SELECT result FROM rounds WHERE number >= :oldest AND result IS NOT NULL)""",
-        {"oldest": number - task.keep_models},
+        """WITH kept AS (SELECT base, result FROM rounds WHERE result IS NOT NULL
+                         ORDER BY number DESC LIMIT :keep)
+           DELETE FROM models WHERE digest NOT IN (
+             SELECT base FROM rounds WHERE number = 1 OR number >= :number
+             UNION SELECT base FROM kept UNION SELECT result FROM kept)""",
+        {"keep": task.keep_models, "number": number},
     )
     db.execute(
         """DELETE FROM evaluations WHERE model NOT IN (
@@ -205,7 +208,7 @@ def _drop_old(db: sqlite3.Connection, task: Task, number: int) -> None:
 def load_rounds(db: sqlite3.Connection, last: int | None = None) -> list[RoundRow]:
     """The `last` rounds, or all that are kept, oldest first."""
     rows = db.execute(
-        """SELECT number, state, closed_before, base, result, opens, started, closed, downloads
+        """SELECT number, state, closed_before, base, result, opens, started, closed, summary
            FROM rounds ORDER BY number DESC LIMIT ?""",
         (-1 if last is None else last,),
     ).fetchall()
@@ -219,7 +222,7 @@ def load_rounds(db: sqlite3.Connection, last: int | None = None) -> list[RoundRo
             opens=row[5],
             started=row[6],
             closed=row[7],
-            downloads=tuple(json.loads(row[8])),
+            summary=None if row[8] is None else Summary.from_json(row[8]),
         )
         for row in reversed(rows)
     ]
@@ -244,8 +247,30 @@ def load_updates(db: sqlite3.Connection, number: int) -> list[UpdateRow]:
     ]
 
 
+def summarise(db: sqlite3.Connection, number: int, downloads: Tally) -> Summary:
+    """A round by its updates, of which none may be gone."""
+    updates = load_updates(db, number)
+    return Summary(
+        updates=len(updates),
+        samples=sum(update.samples for update in updates),
+        bytes_up=Tally.of(update.body_bytes for update in updates),
+        bytes_down=downloads,
+        slowest_train_s=max((update.metrics.train_s for update in updates), default=None),
+        metrics=MeanMetrics.of([update.metrics for update in updates]),
+    )
+
+
+def load_devices(db: sqlite3.Connection, number: int, limit: int) -> list[str]:
+    """The first devices whose update of a round is kept, in the order of their arrival."""
+    rows = db.execute(
+        "SELECT device FROM updates WHERE round = ? ORDER BY received, device LIMIT ?",
+        (number, limit),
+    )
+    return [device for (device,) in rows]
+
+
 def load_update_digest(db: sqlite3.Connection, number: int, device: str) -> bytes | None:
-    """The digest of the body that `device` sent for a round, None if it sent none."""
+    """The digest of the body that `device` sent for a round, None if none is kept."""
     row = db.execute(
         "SELECT digest FROM updates WHERE round = ? AND device = ?", (number, device)
     ).fetchone()

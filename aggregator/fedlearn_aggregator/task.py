@@ -19,7 +19,8 @@ from fedlearn_aggregator.rounds import Policy
 # Models stay for devices that come back with an old one and ask for the difference, for evaluation
 # and for `export --round`. The starting model stays for good.
 KEEP_MODELS = 32
-# Bodies of updates are needed until their round closes; the last rounds' stay for inspection.
+# Updates are needed until their round ends. Those of the last rounds stay for inspection, and for
+# devices that did not hear the receipt and send again; of older rounds there is a summary.
 KEEP_UPDATES = 2
 # An update carries metrics, names and CBOR heads beside its arrays: this much room for them, and
 # this much for every tensor.
@@ -32,7 +33,8 @@ class Task:
     """Everything that is fixed for the life of a task.
 
     `instance` is 8 hexadecimal digits that tell this aggregator from others of the same task.
-    `keep_models` and `keep_updates` count closed rounds.
+    `keep_models` counts closed rounds: the models that they began and ended with. `keep_updates`
+    counts ended rounds, closed or abandoned.
     """
 
     name: str

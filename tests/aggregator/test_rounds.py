@@ -1,12 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
 """The round state machine keeps its promises whatever happens, in whatever order."""
 
+import textwrap
+
 import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from fedlearn.errors import ConfigError
+from fedlearn_aggregator import rounds
 from fedlearn_aggregator.rounds import (
     FINAL,
     TRANSITIONS,
@@ -27,6 +30,12 @@ def test_every_state_is_reached_and_final_states_have_no_way_out() -> None:
     assert reached == set(State)
     assert {state for state, _ in TRANSITIONS} == set(State) - FINAL
     assert {event for _, event in TRANSITIONS} == set(Event)
+
+
+def test_the_picture_in_the_docstring_is_the_table() -> None:
+    assert textwrap.indent(rounds.mermaid(), "    ") in (rounds.__doc__ or "")
+    for (state, event), to in TRANSITIONS.items():
+        assert f"{state} --> {to}: {event}\n" in rounds.mermaid()
 
 
 def test_seats_are_the_cohort_times_the_factor_rounded_up() -> None:

@@ -3,19 +3,24 @@
 
 import asyncio
 import sqlite3
+from collections.abc import Iterable
 from contextlib import closing
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
 from fedlearn.errors import ConfigError, StorageError
-from fedlearn_aggregator import schema, store
+from fedlearn_aggregator import report, schema, store
 from fedlearn_aggregator.begin import begin
 from fedlearn_aggregator.lock import exclusive
 from fedlearn_aggregator.optimizers import ServerState
+from fedlearn_aggregator.report import RoundReport
 from fedlearn_aggregator.rounds import Policy, State
 from fedlearn_aggregator.store import UpdateRow
+from fedlearn_aggregator.tally import LISTED, Tally
+from fedlearn_aggregator.task import Task
 from fedlearn_aggregator.writer import Writer
 from tests.aggregator.devices import METRICS, start_model
 from tests.aggregator.service import make_task
@@ -64,7 +69,7 @@ def test_the_optimisers_state_reads_back_to_the_bit(path: Path) -> None:
             1,
             State.CLOSED,
             closed=9.0,
-            downloads=[7],
+            downloads=Tally.of([7]),
             next_opens=9.0,
             model=start_model().data,
             state=state,
@@ -74,7 +79,12 @@ def test_the_optimisers_state_reads_back_to_the_bit(path: Path) -> None:
             for index, values in getattr(state, slot).items():
                 assert getattr(again, slot)[index].tobytes() == values.tobytes()
         first, second = store.load_rounds(db)
-        assert (first.state, first.downloads, first.started) == (State.CLOSED, (7,), 6.0)
+        assert first.summary is not None
+        assert (first.state, first.summary.bytes_down, first.started) == (
+            State.CLOSED,
+            Tally(1, 7, (7,)),
+            6.0,
+        )
         assert (second.number, second.state, second.closed_before) == (2, State.OPEN, 1)
 
 
@@ -143,6 +153,47 @@ def test_a_full_disk_is_an_error_for_the_caller_and_no_more(path: Path) -> None:
     asyncio.run(scenario())
 
 
+class Failing:
+    """A connection to a disk that dies: COMMIT fails, and ROLLBACK if that is asked for."""
+
+    def __init__(self, db: sqlite3.Connection, *statements: str) -> None:
+        self._db = db
+        self._statements = statements
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._db, name)
+
+    def execute(self, statement: str, *arguments: Any) -> sqlite3.Cursor:
+        if statement in self._statements:
+            raise sqlite3.OperationalError("disk I/O error")
+        return self._db.execute(statement, *arguments)
+
+
+@pytest.mark.parametrize("dead", [False, True])
+def test_nobody_waits_for_a_writer_that_died(path: Path, dead: bool) -> None:
+    async def scenario() -> None:
+        writer = Writer(path)
+        try:
+            sound = writer._db
+            statements = ("COMMIT", "ROLLBACK") if dead else ("COMMIT",)
+            writer._db = Failing(sound, *statements)  # type: ignore[assignment]
+            both = [asyncio.create_task(writer.do(store.load_updates, 1)) for _ in range(2)]
+            for each in both:
+                with pytest.raises(StorageError, match="I/O error"):
+                    await each
+            assert (writer.failure is not None) == writer.broken.done() == dead
+            if dead:
+                with pytest.raises(StorageError, match="restart"):
+                    await writer.do(store.load_updates, 1)
+            else:  # the control: a failed transaction is no failed writer
+                writer._db = sound
+                assert await writer.do(store.load_updates, 1) == []
+        finally:
+            writer.close()
+
+    asyncio.run(asyncio.wait_for(scenario(), 30))
+
+
 def test_what_was_answered_is_seen_by_others_at_once(path: Path) -> None:
     async def scenario() -> None:
         writer = Writer(path)
@@ -156,28 +207,87 @@ def test_what_was_answered_is_seen_by_others_at_once(path: Path) -> None:
     asyncio.run(scenario())
 
 
-def test_old_models_and_bodies_go_but_the_starting_model_stays(path: Path) -> None:
+def play(
+    db: sqlite3.Connection, task: Task, numbers: Iterable[int], *, closed: bool = True
+) -> None:
+    """Rounds of one update each that all end the same way."""
+    for number in numbers:
+        data = bytearray(start_model().data)
+        data[-1] = (data[-1] + number) % 256
+        store.add_seat(db, number, "a", 8.0)
+        store.add_update(db, number, row(), b"body")
+        store.finish_round(
+            db,
+            task,
+            number,
+            State.CLOSED if closed else State.ABANDONED,
+            closed=9.0,
+            downloads=Tally.of([7]),
+            next_opens=9.0,
+            model=bytes(data) if closed else None,
+        )
+
+
+def test_old_models_and_updates_go_but_the_starting_model_and_the_numbers_stay(path: Path) -> None:
     task = make_task(Policy(2, 1), keep_models=2, keep_updates=1)
-    data = bytearray(start_model().data)
     with closing(schema.open_writer(path)) as db:
-        for number in range(1, 7):
-            store.add_update(db, number, row(), b"body")
-            data[-1] = (start_model().data[-1] + number) % 256
-            store.finish_round(
-                db,
-                task,
-                number,
-                State.CLOSED,
-                closed=9.0,
-                downloads=[],
-                next_opens=9.0,
-                model=bytes(data),
-            )
+        play(db, task, range(1, 7))
         rows = store.load_rounds(db)
         there = [store.load_model(db, each.base) is not None for each in rows]
         assert there == [True, False, False, False, True, True, True]
-        bodies = db.execute("SELECT body FROM updates ORDER BY round").fetchall()
-        assert [body for (body,) in bodies] == [None] * 5 + [b"body"]
+        for table in ("updates", "seats"):
+            kept = db.execute(f"SELECT round FROM {table} ORDER BY round").fetchall()  # noqa: S608
+            assert kept == [(6,)]
+        for each in rows[:-1]:
+            assert each.summary is not None
+            assert (each.summary.updates, each.summary.samples) == (1, 3)
+            assert (each.summary.bytes_up, each.summary.bytes_down) == (
+                Tally(1, 4, (4,)),
+                Tally(1, 7, (7,)),
+            )
+            assert each.summary.slowest_train_s == METRICS.train_s
+            assert each.summary.metrics is not None
+            assert each.summary.metrics.accuracy_after == METRICS.accuracy_after
+        assert rows[-1].summary is None  # it has not ended
+
+
+def test_abandoned_rounds_cost_no_models(path: Path) -> None:
+    task = make_task(Policy(2, 1), keep_models=2, keep_updates=2)
+    with closing(schema.open_writer(path)) as db:
+        play(db, task, range(1, 6))
+        before = db.execute("SELECT digest FROM models ORDER BY digest").fetchall()
+        assert len(before) == 1 + 3  # the first, and those that two rounds began and ended with
+        play(db, task, range(6, 20), closed=False)
+        assert db.execute("SELECT digest FROM models ORDER BY digest").fetchall() == before
+        assert db.execute("SELECT round FROM updates ORDER BY round").fetchall() == [(18,), (19,)]
+        play(db, task, range(20, 22))  # the control: closed rounds do
+        after = db.execute("SELECT digest FROM models ORDER BY digest").fetchall()
+        assert len(after) == len(before)
+        assert after != before
+
+
+def test_a_report_of_large_rounds_is_short(path: Path) -> None:
+    names = [f"d{i:04}" for i in range(LISTED + 50)]
+    with closing(schema.open_writer(path)) as db:
+        for name in names:
+            store.add_update(db, 1, row(name), b"body")
+
+        def check(first: RoundReport) -> None:
+            assert first.devices == tuple(names[:LISTED])
+            assert first.bytes_up == (4,) * LISTED
+            assert (first.updates, first.samples) == (len(names), 3 * len(names))
+            assert first.bytes_up_total == 4 * len(names)
+
+        (first,) = report.read(path).rounds  # while it runs
+        check(first)
+        task = make_task(Policy(2, 1))
+        tally = Tally.of([9] * 1000)
+        store.finish_round(db, task, 1, State.CLOSED, closed=9.0, downloads=tally, next_opens=9.0)
+        first, second = report.read(path).rounds
+        check(first)
+        assert (first.downloads, first.bytes_down_total) == (1000, 9000)
+        assert len(first.bytes_down) == LISTED
+        assert (second.updates, second.devices, second.bytes_down) == (0, (), ())
 
 
 def test_damage_is_noticed(path: Path) -> None:
