@@ -62,13 +62,13 @@ define install
 endef
 
 $(VENV)/demo: pyproject.toml $(SOURCES) | $(VENV)/bin/python
-	@echo "==> installing fedlearn with its demo (the first time 80 MB come down: a minute or so)"
+	@echo "==> installing fedlearn with its demo (the first time about 50 MB: up to a minute)"
 	@$(RUN)/pip install --quiet '.[demo]'
 	$(call install,$(VENV))
 	@touch $@
 
 $(VENV)/dev: pyproject.toml $(SOURCES) | $(VENV)/bin/python
-	@echo "==> installing fedlearn with what its tests need (the first time 120 MB: a minute or two)"
+	@echo "==> installing fedlearn with what its tests need (the first time about 90 MB: a minute or two)"
 	@$(RUN)/pip install --quiet '.[dev]'
 	$(call install,$(VENV))
 	@touch $@ $(VENV)/demo
@@ -77,7 +77,7 @@ $(VENV)/dev: pyproject.toml $(SOURCES) | $(VENV)/bin/python
 # 3.11). On newer Pythons there is only ai-edge-litert, and nothing to compare.
 $(OTHER)/dev: pyproject.toml $(SOURCES)
 	@if $(PYTHON) -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11))'; then \
-	  echo "==> installing fedlearn beside ai-edge-litert (the first time 60 MB: half a minute or so)"; \
+	  echo "==> installing fedlearn beside ai-edge-litert (the first time about 50 MB: up to a minute)"; \
 	  $(PYTHON) -m venv $(OTHER) && \
 	  $(OTHER)/bin/pip install --quiet ai-edge-litert 'numpy>=2' cbor2 pyserial zeroconf aiohttp \
 	    hypothesis pycddl pytest pytest-timeout tflite && \
