@@ -18,9 +18,10 @@ from dataclasses import asdict
 from pathlib import Path
 
 from fedlearn.config import DEFAULT_PATH, Config, keys, load_config
-from fedlearn.errors import ExitCode, FedlearnError
+from fedlearn.errors import DatasetError, ExitCode, FedlearnError
 from fedlearn.log import LEVELS, setup
 from fedlearn.version import VERSION
+from fedlearn.wire.messages import TAILS
 
 _HELP = """examples:
   fedlearn agent --config device.toml --check-config
@@ -118,11 +119,11 @@ def _add_model_commands(commands: argparse._SubParsersAction[argparse.ArgumentPa
     evaluate.add_argument("--threads", type=_positive, default=1)
     train.add_argument("--out", type=Path, required=True, help="where to write the trained model")
     train.add_argument("--test", type=Path, help="npz file to measure with (default: the data)")
-    train.add_argument("--tail", choices=("last", "dense", "all"), default="all")
+    train.add_argument("--tail", choices=TAILS, default="all")
     train.add_argument("--epochs", type=_positive, default=1)
     train.add_argument("--batch-size", type=_positive, default=32)
     train.add_argument("--learning-rate", type=_rate, default=0.05)
-    train.add_argument("--seed", type=int, default=0)
+    train.add_argument("--seed", type=_seed, default=0)
 
 
 def _add(
@@ -167,6 +168,13 @@ def _rate(text: str) -> float:
     return value
 
 
+def _seed(text: str) -> int:
+    value = int(text)
+    if not 0 <= value < 2**64:
+        raise argparse.ArgumentTypeError("must be within 0..2^64-1")
+    return value
+
+
 def _agent_help() -> str:
     lines = [
         "examples:",
@@ -203,17 +211,22 @@ def _agent(options: argparse.Namespace) -> int:
 
 
 def _meaning(config: Config) -> str:
-    aggregator, data = config.aggregator, config.data.path
+    aggregator = config.aggregator
     where = ", ".join(aggregator.interfaces) or "all interfaces"
     trust = []
     if aggregator.ca or aggregator.url.startswith("https:"):
         trust.append(f"certified by {aggregator.ca or 'a CA of this system'}")
     if aggregator.insecure:
         trust.append("on a loopback address without TLS")
+    try:
+        config.data.check()
+        shown = str(config.data.path)
+    except DatasetError as error:
+        shown = f"{error}; the agent waits for it"
     lines = [
         f"device      {config.device.name}, joins task {aggregator.task}",
         f"aggregator  {aggregator.url or f'found by mDNS on {where}'}, {' or '.join(trust)}",
-        f"data        {data}" + ("" if data.is_file() else " (not there: the agent waits for it)"),
+        f"data        {shown}",
         f"training    threads: {config.training.threads}; the trainer process ends "
         f"{config.training.linger_s:g} s after a job",
         f"state       {config.device.state_dir}",

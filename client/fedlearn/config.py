@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Annotated, Any, get_args, get_origin, get_type_hints
 
 from fedlearn.agent.endpoint import parse_url
-from fedlearn.errors import ConfigError
+from fedlearn.errors import ConfigError, DatasetError
 from fedlearn.wire.messages import NAME, Pattern, Range
 
 DEFAULT_PATH = Path("/etc/fedlearn/fedlearn.toml")
@@ -60,6 +60,18 @@ class DataConfig:
     """`[data]`: what this device learns from."""
 
     path: Annotated[Path, "npz file with arrays x (inputs) and y (labels); it stays on the device"]
+
+    def check(self) -> None:
+        """Raise `DatasetError` unless the file is there."""
+        try:
+            found = self.path.is_file()
+        except OSError as error:  # a directory on the way may not be entered, or the disk fails
+            raise DatasetError(
+                f"cannot look for the training data: {error.strerror}",
+                hint=f"let the agent's user read {self.path}, or change data.path",
+            ) from error
+        if not found:
+            raise DatasetError(f"there is no training data at {self.path}", hint="check data.path")
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,10 +13,10 @@ from typing import BinaryIO
 
 import cbor2
 
-from fedlearn.wire.messages import TrainingPlan
+from fedlearn.wire.messages import MAX_MODEL_BYTES, TrainingPlan
 
-# A reply holds one encoded update; 64 MiB is far above any model that fits a board.
-MAX_JOB_BYTES = 64 * 1024 * 1024
+# A difference may be as large as the model, and comes with two paths; an update is smaller.
+MAX_JOB_BYTES = MAX_MODEL_BYTES + 64 * 1024
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,7 +79,8 @@ _KINDS: dict[str, type[JobMessage]] = {
 def send(stream: BinaryIO, message: JobMessage) -> None:
     """Write one message and flush."""
     body = cbor2.dumps({"kind": type(message).__name__, **asdict(message)})
-    stream.write(struct.pack(">I", len(body)) + body)
+    stream.write(struct.pack(">I", len(body)))
+    stream.write(body)
     stream.flush()
 
 

@@ -26,7 +26,6 @@ from fedlearn.agent.transport import Delivery, RefusedError, check_in, confirm_t
 from fedlearn.config import Config
 from fedlearn.durable import storage_errors
 from fedlearn.errors import (
-    DatasetError,
     FedlearnError,
     NetworkError,
     ProtocolError,
@@ -154,10 +153,8 @@ class Agent:
         return Event.FOUND_WITH_UPDATE if self._pending else Event.FOUND
 
     def _check_in(self) -> Event:
-        data = self._config.data.path
-        if not data.is_file():
-            raise DatasetError(f"there is no training data at {data}", hint="check data.path")
         config = self._config
+        config.data.check()
         reply = check_in(self._connected(), CheckIn(config.aggregator.task, config.device.name))
         self._note_answer()
         if isinstance(reply, TrainOrder):
@@ -171,7 +168,7 @@ class Agent:
         return Event.TOLD_TO_WAIT
 
     def _wait(self) -> Event:
-        self._stop.wait(self._wait_s)
+        self._trainer.wait(self._wait_s)
         return Event.DUE
 
     def _download(self) -> Event:
@@ -186,14 +183,22 @@ class Agent:
     def _get_model(self, order: TrainOrder) -> None:
         models = self._state.models
         for base in (models.newest(), None):
-            download = download_model(
-                self._connected(),
-                models,
-                order.model,
-                order.model_bytes,
-                base=base,
-                deadline=self._deadline,
-            )
+            try:
+                download = download_model(
+                    self._connected(),
+                    models,
+                    order.model,
+                    order.model_bytes,
+                    base=base,
+                    deadline=self._deadline,
+                )
+            except (NetworkError, ProtocolError) as error:
+                # The next try would ask for the same difference. The file needs no work of the
+                # aggregator, and a broken download of it resumes.
+                if base is None:
+                    raise
+                logger.warning("no difference: %s", error)
+                continue
             self._publish(
                 bytes_down=self._status.bytes_down + download.body_bytes,
                 model_download_bytes=download.body_bytes,
@@ -300,7 +305,7 @@ class Agent:
         delay_s = self._backoff.next_delay_s()
         self._publish(reason=f"{self._status.last_error}; next try in {delay_s:.1f} s")
         logger.info("next try in %.1f s", delay_s)
-        self._stop.wait(delay_s)
+        self._trainer.wait(delay_s)
         return Event.DUE
 
     # Small things.

@@ -17,16 +17,18 @@ from __future__ import annotations
 import argparse
 import asyncio
 import contextlib
+import fcntl
+import ipaddress
 import json
 import logging
 import os
 import socket
 import stat
+import struct
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict
 
-import ifaddr  # comes with zeroconf
 from zeroconf import IPVersion, ServiceStateChange, Zeroconf
 from zeroconf.asyncio import AsyncServiceBrowser, AsyncServiceInfo, AsyncZeroconf
 
@@ -37,9 +39,14 @@ from fedlearn.wire.messages import PROTOCOL_VERSION
 SERVICE_TYPE = "_fedlearn._tcp.local."
 # A LAN has a handful of aggregators; more finds are somebody's flood.
 MAX_FINDS = 64
+# The same for those that have to be asked for more, at one moment.
+MAX_RESOLVES = 64
 # Long enough for three queries (at 0, 1 and 3 s) for the parts that an answer left out.
 _RESOLVE_MS = 3000
 _MDNS = ("224.0.0.251", 5353)
+# linux/sockios.h, netdevice(7): an interface's first IPv4 address
+_SIOCGIFADDR = 0x8915
+_MAX_INTERFACE = 15  # bytes of a name: IFNAMSIZ, less the NUL
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -63,16 +70,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def multicast_addresses(interfaces: Sequence[str]) -> list[str]:
     """Return the IPv4 addresses to browse from; raise `NetworkError` when there is none.
 
-    `interfaces` are names or addresses; when empty, all of this machine.
+    `interfaces` are names or addresses; when empty, all of this machine. One address of each is
+    enough: a group is joined on the interface.
     """
-    addresses = []
-    for adapter in ifaddr.get_adapters():
-        found = [str(each.ip) for each in adapter.ips if each.is_IPv4]
-        if not interfaces or adapter.name in interfaces:
-            addresses += found
-        else:
-            addresses += [each for each in found if each in interfaces]
-    usable = [each for each in addresses if _can_multicast(each)]
+    wanted = interfaces or [name for _, name in socket.if_nameindex()]
+    addresses = dict.fromkeys(_address_of(each) for each in wanted)
+    usable = [each for each in addresses if each is not None and _can_multicast(each)]
     if not usable:
         tried = ", ".join(interfaces) or "all interfaces"
         raise NetworkError(
@@ -82,8 +85,23 @@ def multicast_addresses(interfaces: Sequence[str]) -> list[str]:
     return usable
 
 
+def _address_of(interface: str) -> str | None:
+    """The address itself, or that of the interface of this name; None if it has none."""
+    with contextlib.suppress(ValueError):
+        return str(ipaddress.IPv4Address(interface))
+    name = interface.encode()
+    if len(name) > _MAX_INTERFACE:
+        return None
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        try:
+            answer = fcntl.ioctl(probe, _SIOCGIFADDR, struct.pack("40s", name))
+        except OSError:  # no such interface, or it has no IPv4 address
+            return None
+    return socket.inet_ntoa(answer[20:24])  # ifr_name[16], sin_family, sin_port, sin_addr
+
+
 def _can_multicast(address: str) -> bool:
-    """Ask the kernel for a route, without sending anything."""
+    """Whether it is an address of ours with a route for multicast; nothing is sent."""
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
         try:
             probe.bind((address, 0))
@@ -133,24 +151,37 @@ class _Browser:
     def _changed(
         self, zeroconf: Zeroconf, service_type: str, name: str, state_change: ServiceStateChange
     ) -> None:
-        if state_change is not ServiceStateChange.Removed and len(self._seen) < MAX_FINDS:
-            task = asyncio.ensure_future(self._resolve(zeroconf, name))
+        if state_change is ServiceStateChange.Removed or len(self._seen) >= MAX_FINDS:
+            return
+        # The answer of an aggregator carries all of it, so a flood of bare names hides none.
+        info = AsyncServiceInfo(SERVICE_TYPE, name)
+        if info.load_from_cache(zeroconf):
+            self._report(info)
+        elif len(self._resolving) < MAX_RESOLVES:
+            task = asyncio.ensure_future(self._resolve(zeroconf, info))
             self._resolving.add(task)
             task.add_done_callback(self._resolving.discard)
 
-    async def _resolve(self, zeroconf: Zeroconf, name: str) -> None:
-        """Print the instance's addresses; from the answer itself if it carried them."""
-        info = AsyncServiceInfo(SERVICE_TYPE, name)
-        if not await info.async_request(zeroconf, _RESOLVE_MS) or not info.port:
+    async def _resolve(self, zeroconf: Zeroconf, info: AsyncServiceInfo) -> None:
+        """Ask for what the answer left out."""
+        if await info.async_request(zeroconf, _RESOLVE_MS):
+            self._report(info)
+
+    def _report(self, info: AsyncServiceInfo) -> None:
+        """Print the instance's addresses, if it is an aggregator of the task."""
+        if not info.port:
             return
         hints = info.decoded_properties
         if hints.get("v") != str(PROTOCOL_VERSION) or hints.get("task") != self._task:
             return
         for address in info.parsed_addresses(IPVersion.V4Only):
             found = Found(
-                name.removesuffix(f".{SERVICE_TYPE}"), address, info.port, hints.get("tls") != "0"
+                info.name.removesuffix(f".{SERVICE_TYPE}"),
+                address,
+                info.port,
+                hints.get("tls") != "0",
             )
-            if found not in self._seen:
+            if found not in self._seen and len(self._seen) < MAX_FINDS:
                 self._seen.add(found)
                 with contextlib.suppress(BrokenPipeError):  # `run` notices, too
                     _print(asdict(found))

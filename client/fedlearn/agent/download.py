@@ -15,9 +15,7 @@ from fedlearn.agent.state import Models
 from fedlearn.agent.transport import REPLY_TIMEOUT_S, refuse
 from fedlearn.durable import publish, storage_errors
 from fedlearn.errors import NetworkError, ProtocolError
-
-# A board that trains within hundreds of MB has no larger model, and a smaller disk than a server.
-MAX_MODEL_BYTES = 64 * 1024 * 1024
+from fedlearn.wire.messages import MAX_MODEL_BYTES
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +42,7 @@ def download_model(
     """
     if size > MAX_MODEL_BYTES:
         raise ProtocolError(f"a model of {size} bytes is ordered, more than {MAX_MODEL_BYTES}")
+    models.drop_partials(digest)
     partial = models.partial(digest)
     with storage_errors("read", partial):
         have = partial.stat().st_size if partial.exists() else 0

@@ -144,11 +144,17 @@ class Models:
     def prune(self, current: bytes) -> None:
         """Delete all but `current` and the one before it, and what broken downloads left."""
         others = [path for path in self._by_age() if path != self.file(current)]
-        stale = [path for path in self.path.glob("*.part") if path != self.partial(current)]
-        stale += self.path.glob(".*.tmp")
-        for path in others[MODELS_KEPT - 1 :] + stale:
+        for path in (*others[MODELS_KEPT - 1 :], *self.path.glob(".*.tmp")):
             with contextlib.suppress(OSError):
                 path.unlink()
+        self.drop_partials(current)
+
+    def drop_partials(self, current: bytes) -> None:
+        """Delete what broken downloads of other models left: only `current` is still wanted."""
+        for path in self.path.glob("*.part"):
+            if path != self.partial(current):
+                with contextlib.suppress(OSError):
+                    path.unlink()
 
     def _by_age(self) -> list[Path]:
         dated = []

@@ -11,7 +11,7 @@ from __future__ import annotations
 import os
 import select
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from types import FrameType
 from typing import Protocol
 
@@ -57,11 +57,16 @@ class StopSignal:
         if self.requested:
             raise Stopped
 
-    def wait(self, timeout_s: float | None, *readable: HasFileno) -> bool:
-        """Wait until one of `readable` can be read: False after the timeout, or raise `Stopped`."""
-        ready, _, _ = select.select([self, *readable], [], [], timeout_s)
+    def wait(
+        self, timeout_s: float | None, *readable: HasFileno, writable: Sequence[HasFileno] = ()
+    ) -> bool:
+        """Wait until one of these can be read or written, or was closed by its other side.
+
+        False after the timeout. Raises `Stopped`.
+        """
+        can_read, can_write, _ = select.select([self, *readable], writable, [], timeout_s)
         self.check()
-        return bool(ready)
+        return bool(can_read or can_write)
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
         self.signal = number

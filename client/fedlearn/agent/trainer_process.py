@@ -59,7 +59,7 @@ class TrainerProcess:
         reused = self._process is not None
         process = self._process or self._start()
         try:
-            jobs.send(cast(BinaryIO, process.stdin), job)
+            jobs.send(cast(BinaryIO, self._pipe(process.stdin, deadline)), job)
             on_sent()
             while isinstance(reply := self._receive(process, deadline), Progress):
                 on_progress(reply.done)
@@ -77,6 +77,16 @@ class TrainerProcess:
         if reused and code == 0:  # its time to linger was over just as the job came
             return self.run(job, deadline, on_sent=on_sent, on_progress=on_progress)
         raise TrainerError(_cause_of_death(code))
+
+    def wait(self, timeout_s: float) -> None:
+        """Wait, and meanwhile take note of a worker whose time is over. Raises `Stopped`."""
+        until = time.monotonic() + timeout_s
+        # A worker without a job says nothing: what can be read is the end of the pipe.
+        if self._process is not None and self._stop.wait(
+            timeout_s, cast(HasFileno, self._process.stdout)
+        ):
+            self.close(kill=False)
+        self._stop.wait(max(0.0, until - time.monotonic()))
 
     def reap(self) -> None:
         """Take note of a worker that has ended by itself."""
@@ -104,23 +114,28 @@ class TrainerProcess:
                 self._command,
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
+                bufsize=0,
                 env={**os.environ, **self._environment},
                 process_group=0,  # Ctrl-C in a terminal is for the agent, which ends the worker
             )
         except OSError as error:
             raise TrainerError(f"cannot start the trainer: {error.strerror}") from error
+        # A worker that is stuck does not read: then a write must not block.
+        os.set_blocking(cast(HasFileno, self._process.stdin).fileno(), False)
         with contextlib.suppress(ProcessLookupError):
             os.setpriority(os.PRIO_PROCESS, self._process.pid, _NICENESS)
         return self._process
 
     def _receive(self, process: subprocess.Popen[bytes], deadline: float) -> object:
-        pipe = _Pipe(cast(HasFileno, process.stdout), self._stop, deadline)
         try:
-            return jobs.receive(cast(BinaryIO, pipe))
+            return jobs.receive(cast(BinaryIO, self._pipe(process.stdout, deadline)))
         except (Stopped, FedlearnError):
             raise
         except Exception as error:  # whatever CBOR makes of bytes that are none
             raise TrainerError(f"the trainer wrote what is no message: {error}") from error
+
+    def _pipe(self, pipe: object, deadline: float) -> _Pipe:
+        return _Pipe(cast(HasFileno, pipe), self._stop, deadline)
 
     def _kill(self) -> None:
         if self._process is not None:
@@ -128,7 +143,7 @@ class TrainerProcess:
 
 
 class _Pipe:
-    """Reads exactly as many bytes as asked for, and gives up at the deadline or a stop request."""
+    """Reads or writes exactly as much as asked for, up to the deadline or a stop request."""
 
     def __init__(self, pipe: HasFileno, stop: StopSignal, deadline: float) -> None:
         self._pipe = pipe
@@ -138,14 +153,27 @@ class _Pipe:
     def read(self, size: int) -> bytes:
         data = bytearray()
         while len(data) < size:
-            left_s = max(0.0, self._deadline - time.monotonic())
-            if not self._stop.wait(left_s, self._pipe):
+            if not self._stop.wait(self._left_s(), self._pipe):
                 raise TrainerError("the training did not end before the round's deadline")
             chunk = os.read(self._pipe.fileno(), size - len(data))
             if not chunk:
                 break
             data += chunk
         return bytes(data)
+
+    def write(self, data: bytes) -> None:
+        left = memoryview(data)
+        while left:
+            if not self._stop.wait(self._left_s(), writable=[self._pipe]):
+                raise TrainerError("the trainer did not take its job before the round's deadline")
+            with contextlib.suppress(BlockingIOError):
+                left = left[os.write(self._pipe.fileno(), left) :]
+
+    def flush(self) -> None:
+        """Nothing is held back."""
+
+    def _left_s(self) -> float:
+        return max(0.0, self._deadline - time.monotonic())
 
 
 def _cause_of_death(code: int) -> str:

@@ -14,6 +14,10 @@ from enum import IntEnum
 from typing import Annotated
 
 PROTOCOL_VERSION = 1
+# A board that trains within hundreds of MB has no larger model, and a smaller disk than a server.
+MAX_MODEL_BYTES = 64 * 1024 * 1024
+# Which part of a model is trained; `fedlearn.model.tails` says what each means.
+TAILS = ("last", "dense", "all")
 
 
 @dataclass(frozen=True, slots=True)

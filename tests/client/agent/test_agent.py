@@ -38,6 +38,9 @@ from .scripted import CBOR, Request, Server, answer, message, serving
 # The fake trainer rebuilds a model by repeating a difference of PERIOD bytes.
 MODELS = [b"first model" * 1000, b"other model" * 1000]
 PERIOD = len("first model")
+# The long poll and the training that hangs last 60 s: what is far from that is at once, on a busy
+# machine, too.
+STOPS_WITHIN_S = 20.0
 DIGESTS = [hashlib.sha256(model).digest() for model in MODELS]
 
 
@@ -103,12 +106,19 @@ class Device:
         self.processes: list[subprocess.Popen[bytes]] = []
         (path / "data.npz").touch()
 
-    def start(self, *, port: int = 0, task: str = "digits", mode: str = "train") -> None:
+    def start(
+        self,
+        *,
+        port: int = 0,
+        task: str = "digits",
+        mode: str = "train",
+        data: str = "data.npz",
+    ) -> None:
         where = f'url = "http://127.0.0.1:{port}"' if port else 'interfaces = ["127.0.0.1"]'
         (self.path / "device.toml").write_text(
             f'[device]\nname = "board"\nstate_dir = "state"\nruntime_dir = "run"\n'
             f'[aggregator]\ntask = "{task}"\ninsecure = true\n{where}\n'
-            f'[data]\npath = "data.npz"\n'
+            f'[data]\npath = "{data}"\n'
         )
         program = Path(__file__).with_name("run_agent.py")
         with (self.path / "log").open("ab") as log:
@@ -122,7 +132,7 @@ class Device:
 
     def stop(self, number: signal.Signals = signal.SIGTERM) -> int:
         self.processes[-1].send_signal(number)
-        return self.processes[-1].wait(5)
+        return self.processes[-1].wait(30)
 
     @property
     def log(self) -> str:
@@ -167,7 +177,7 @@ def test_rounds_from_end_to_end(device: Device) -> None:
         status = device.wait_for_state("checking_in")
         start = time.monotonic()
         assert device.stop() == 0
-        assert time.monotonic() - start < 1.0
+        assert time.monotonic() - start < STOPS_WITHIN_S
         aggregator.release.set()
 
         steps = [(each.method, each.path.partition("?")[0]) for each in server.requests]
@@ -364,7 +374,7 @@ def test_a_stop_in_mid_training_leaves_no_process(device: Device, number: signal
         assert len(workers) == 1
         start = time.monotonic()
         assert device.stop(number) == 0
-        assert time.monotonic() - start < 1.0
+        assert time.monotonic() - start < STOPS_WITHIN_S
         assert not Path(f"/proc/{workers[0]}").exists()
 
 
@@ -376,6 +386,48 @@ def test_without_data_no_seat_is_taken(device: Device) -> None:
         assert "there is no training data" in status["last_error"]
         assert server.requests == []
         device.stop()
+
+
+def test_data_behind_a_closed_door_does_not_end_the_agent(device: Device) -> None:
+    """A name that is too long stands for a directory that is closed, which it never is for root."""
+    name = "x" * 300
+    with pytest.raises(OSError, match="too long"):
+        Path(device.path / name).stat()
+    with serving(Aggregator(order(3))) as server:
+        device.start(port=server.port, data=name)
+        status = device.wait_for_state("backing_off")
+        assert "training data" in status["last_error"]
+        assert device.stop() == 0
+        assert server.requests == []
+
+
+@pytest.mark.parametrize(
+    "reply",
+    [
+        message(Refusal("out of memory", ""), 500),
+        answer(502, b"<html>"),
+        answer(200, b"no CBOR", CBOR),
+        answer(200, bytes(100_000), CBOR),
+    ],
+)
+def test_after_a_difference_that_fails_the_whole_file_is_taken(
+    device: Device, reply: bytes
+) -> None:
+    aggregator = Aggregator(order(3), order(4, model=1))
+    asked: list[str] = []
+
+    def script(request: Request) -> bytes | None:
+        if request.method == "GET":
+            asked.append(request.path.partition("?")[2].partition("=")[0])
+        return reply if "?from=" in request.path else aggregator(request)
+
+    with serving(script) as server:
+        device.start(port=server.port)
+        held(server, 3)
+        device.stop()
+        aggregator.release.set()
+    assert asked == ["", "from", ""]
+    assert "next try" not in device.log
 
 
 def test_an_aggregator_that_is_dead_gives_way_to_another(device: Device) -> None:

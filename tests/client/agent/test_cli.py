@@ -15,6 +15,8 @@ from fedlearn.config import keys
 from fedlearn.log import clean
 from fedlearn.version import VERSION
 
+TRAIN = ["model", "train", "none.tflite", "none.npz", "--out", "out.tflite"]
+
 
 @pytest.fixture
 def config(tmp_path: Path) -> Path:
@@ -33,7 +35,7 @@ def test_check_config_says_what_the_agent_would_do(
     output = capsys.readouterr().out
     assert "is correct" in output
     assert "board, joins task digits" in output
-    assert "data.npz (not there" in output
+    assert "there is no training data at" in output
     assert not (config.parent / "state").exists()
 
 
@@ -70,11 +72,27 @@ def test_help_names_every_key(capsys: pytest.CaptureFixture[str]) -> None:
         assert f"[{key.section}]" in output
 
 
-@pytest.mark.parametrize("arguments", [[], ["nonsense"], ["model"], ["agent", "--nonsense"]])
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        [],
+        ["nonsense"],
+        ["model"],
+        ["agent", "--nonsense"],
+        [*TRAIN, "--seed", "-1"],
+        [*TRAIN, "--seed", str(2**64)],
+        [*TRAIN, "--tail", "head"],
+    ],
+)
 def test_wrong_usage(arguments: list[str]) -> None:
     with pytest.raises(SystemExit) as caught:
         main(arguments)
     assert caught.value.code == 2
+
+
+def test_the_greatest_seed_is_taken(capsys: pytest.CaptureFixture[str]) -> None:
+    """Control: what is missing then is the model."""
+    assert main([*TRAIN, "--seed", str(2**64 - 1)]) == 66
 
 
 def test_status_of_no_agent(config: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from fedlearn.config import Config, host_name, keys, load_config
-from fedlearn.errors import ConfigError
+from fedlearn.errors import ConfigError, DatasetError
 from fedlearn.wire.messages import NAME
 
 SMALLEST = """
@@ -91,6 +91,22 @@ def test_every_key_is_described(tmp_path: Path) -> None:
     }
     assert described == existing
     assert all(key.doc for key in keys())
+
+
+def test_data_that_cannot_be_looked_at(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    data = load(tmp_path, SMALLEST).data
+    with pytest.raises(DatasetError, match="there is no training data"):
+        data.check()
+    data.path.touch()
+    data.check()  # the control
+
+    def forbidden(self: Path) -> bool:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(Path, "is_file", forbidden)
+    with pytest.raises(DatasetError, match="Permission denied") as caught:
+        data.check()
+    assert str(data.path) in caught.value.hint
 
 
 def test_the_host_name_makes_a_device_name() -> None:

@@ -1,7 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import json
+import socket
 import subprocess
 import sys
 import threading
@@ -9,9 +12,16 @@ import time
 from pathlib import Path
 
 import pytest
+from zeroconf import ServiceInfo, ServiceStateChange
+from zeroconf.asyncio import AsyncZeroconf
 
 from fedlearn.agent.aggregators import Aggregators
-from fedlearn.agent.discovery import multicast_addresses
+from fedlearn.agent.discovery import (
+    MAX_RESOLVES,
+    SERVICE_TYPE,
+    _Browser,
+    multicast_addresses,
+)
 from fedlearn.agent.endpoint import Endpoint
 from fedlearn.agent.search import SEARCHER, Found, Search
 from fedlearn.agent.stop import Stopped, StopSignal
@@ -61,6 +71,54 @@ def test_no_such_network_is_an_error_with_a_hint() -> None:
     ):
         next(iter(search), None)
     assert "aggregator.url" in caught.value.hint
+
+
+@pytest.mark.parametrize("interface", ["no-such-one", "a-name-that-is-longer-than-any", "é" * 9])
+def test_interfaces_that_are_none(interface: str) -> None:
+    with pytest.raises(NetworkError, match="no network"):
+        multicast_addresses([interface])
+    assert multicast_addresses([interface, "lo", "127.0.0.1"]) == ["127.0.0.1"]  # the control
+
+
+def test_all_interfaces_are_searched_when_none_is_named() -> None:
+    """The kernel's own list is the oracle: each interface with a route for multicast."""
+    usable = []
+    for _, name in socket.if_nameindex():
+        with contextlib.suppress(NetworkError):
+            usable += multicast_addresses([name])
+    assert usable
+    assert multicast_addresses([]) == usable
+
+
+def test_a_flood_of_names_is_bounded_and_hides_no_aggregator(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    async def flood() -> int:
+        task = unique_task()
+        browser = _Browser(task)
+        stack = AsyncZeroconf(interfaces=LOOPBACK)
+        for number in range(20_000):
+            name = f"{number}.{SERVICE_TYPE}"
+            browser._changed(stack.zeroconf, SERVICE_TYPE, name, ServiceStateChange.Added)
+        resolving = len(browser._resolving)
+        info = ServiceInfo(
+            SERVICE_TYPE,
+            f"{task}.{SERVICE_TYPE}",
+            addresses=[bytes([127, 0, 0, 1])],
+            port=5555,
+            properties={"v": "1", "task": task, "tls": "0"},
+            server=f"{task}.local.",
+        )
+        records = [info.dns_pointer(), info.dns_service(), info.dns_text()]
+        stack.zeroconf.cache.async_add_records([*records, *info.dns_addresses()])
+        browser._changed(stack.zeroconf, SERVICE_TYPE, info.name, ServiceStateChange.Added)
+        for each in tuple(browser._resolving):
+            each.cancel()
+        await stack.async_close()
+        return resolving
+
+    assert asyncio.run(flood()) == MAX_RESOLVES
+    assert '"port": 5555' in capsys.readouterr().out
 
 
 def test_the_search_ends_with_its_reader() -> None:

@@ -1,6 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 from __future__ import annotations
 
+import hashlib
+import io
+import os
 import sys
 import threading
 import time
@@ -8,13 +11,20 @@ from pathlib import Path
 
 import pytest
 
+from fedlearn import jobs
 from fedlearn.agent.stop import Stopped, StopSignal
 from fedlearn.agent.trainer_process import TrainerProcess
 from fedlearn.config import TrainingConfig
 from fedlearn.errors import TrainerError
-from fedlearn.jobs import Done, TrainJob
+from fedlearn.jobs import Done, PatchJob, TrainJob
 from fedlearn.wire import codec
-from fedlearn.wire.messages import TrainingPlan, Update
+from fedlearn.wire.messages import (
+    MAX_MODEL_BYTES,
+    Difference,
+    Encoding,
+    TrainingPlan,
+    Update,
+)
 
 FAKE = (sys.executable, str(Path(__file__).with_name("fake_worker.py")))
 JOB = TrainJob(
@@ -85,6 +95,76 @@ def test_a_worker_whose_time_is_over_leaves_no_zombie(bench: Bench) -> None:
     while Path(f"/proc/{pid}").exists() and time.monotonic() < deadline:
         trainer.reap()
     assert not Path(f"/proc/{pid}").exists()
+
+
+def test_a_worker_that_ends_during_a_wait_is_buried_at_once(bench: Bench) -> None:
+    trainer = bench.trainer("one")
+    run(trainer)
+    ((pid, _),) = bench.starts()
+
+    def ask() -> None:
+        deadline = time.monotonic() + 20
+        while Path(f"/proc/{pid}").exists() and time.monotonic() < deadline:
+            time.sleep(0.01)
+        bench.stop.request()
+
+    threading.Thread(target=ask).start()
+    with pytest.raises(Stopped):  # it waited on
+        trainer.wait(30)
+    assert not Path(f"/proc/{pid}").exists()
+
+
+def test_a_wait_lasts_as_long_as_it_should(bench: Bench) -> None:
+    for trainer in (bench.trainer(), bench.trainer("one")):
+        run(trainer)
+        start = time.monotonic()
+        trainer.wait(0.5)
+        assert time.monotonic() - start >= 0.5
+        trainer.close()
+    # Control: a worker that still lingers is not ended by the wait.
+    trainer = bench.trainer()
+    run(trainer)
+    trainer.wait(0.1)
+    run(trainer)
+    trainer.close()
+    assert len(bench.starts()) == 3
+
+
+def test_a_worker_that_does_not_read_does_not_hold_the_agent(bench: Bench) -> None:
+    """A pipe takes 64 KiB; the rest of the job would wait for ever."""
+    trainer = TrainerProcess(
+        TrainingConfig(), bench.stop, [sys.executable, "-c", "import time; time.sleep(60)"]
+    )
+    job = PatchJob("base", bytes(1 << 20), "target", bytes(32))
+    with pytest.raises(TrainerError, match="did not take its job"):
+        trainer.run(job, time.monotonic() + 0.5)
+    threading.Timer(0.3, bench.stop.request).start()
+    with pytest.raises(Stopped):
+        trainer.run(job, time.monotonic() + 60)
+
+
+def test_a_job_larger_than_the_pipe_arrives_whole(bench: Bench) -> None:
+    trainer = bench.trainer()
+    data = os.urandom(200_000)
+    difference = codec.encode(Difference(bytes(32), bytes(32), Encoding.CODES, data))
+    target = bench.started.with_name("target")
+    digest = hashlib.sha256(data * 1000).digest()
+    trainer.run(PatchJob("base", difference, str(target), digest), time.monotonic() + 30)
+    trainer.close()
+
+
+def test_a_job_may_carry_a_difference_as_large_as_the_model() -> None:
+    job = PatchJob("a" * 4096, bytes(MAX_MODEL_BYTES), "b" * 4096, bytes(32))
+    stream = io.BytesIO()
+    jobs.send(stream, job)
+    stream.seek(0)
+    assert jobs.receive(stream) == job
+    too_large = PatchJob("a", bytes(jobs.MAX_JOB_BYTES), "b", bytes(32))  # the control
+    stream.seek(0)
+    jobs.send(stream, too_large)
+    stream.seek(0)
+    with pytest.raises(ValueError, match="job message"):
+        jobs.receive(stream)
 
 
 @pytest.mark.parametrize(

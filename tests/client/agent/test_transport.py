@@ -333,11 +333,14 @@ def test_what_becomes_of_an_update(reply: bytes, outcome: Delivery | type[Fedlea
 @pytest.mark.parametrize("status", [400, 404, 409, 410, 413, 422])
 def test_a_refusal_counts_only_from_an_aggregator_of_the_task(status: int) -> None:
     reply = message(Refusal("no", ""), status)
-    with connected(of_task("other", reply)) as (_, connection):
-        with pytest.raises(NetworkError, match="of task other, not of digits"):
-            send_update(connection, "digits", 3, "board", b"body")
-    with connected(lambda request: reply if request.method == "PUT" else None) as (_, connection):
-        with pytest.raises(NetworkError, match="broke"):
+    for script, complaint in (
+        (of_task("other", reply), "of task other, not of digits"),
+        (lambda request: reply if request.method == "PUT" else None, "broke"),
+    ):
+        with (
+            connected(script) as (_, connection),
+            pytest.raises(NetworkError, match=complaint),
+        ):
             send_update(connection, "digits", 3, "board", b"body")
 
 
@@ -434,6 +437,25 @@ def test_a_difference_is_handed_on(models: Models) -> None:
     with connected(lambda _: answer(200, b"difference", CBOR)) as (_, connection):
         assert fetch(connection, models, base=bytes(32)) == Download(10, b"difference")
     assert list(models.path.iterdir()) == []
+
+
+def test_unfinished_downloads_do_not_pile_up(models: Models) -> None:
+    """The aggregator moves on to a new model before the one before has arrived, again and again."""
+    digests = [hashlib.sha256(bytes([each])).digest() for each in range(20)]
+
+    def script(request: Request) -> bytes | None:
+        server.wait_for(lambda _: True)
+        threading.Timer(0.05, connection.interrupt).start()
+        return answer(200, MODEL)[:-100]
+
+    with connected(script) as (server, connection):
+        for digest in digests:
+            with pytest.raises(NetworkError):
+                download_model(
+                    connection, models, digest, len(MODEL), deadline=time.monotonic() + 5
+                )
+            # The control: what arrived of this one stays.
+            assert list(models.path.iterdir()) == [models.partial(digest)]
 
 
 def test_a_disk_that_is_full_is_no_network_error(
