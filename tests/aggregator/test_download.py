@@ -9,6 +9,7 @@ from fedlearn.wire.messages import (
     Difference,
 )
 from fedlearn_aggregator.rounds import Policy
+from fedlearn_aggregator.tally import LISTED, Tally
 from tests.aggregator.devices import (
     MAX_BYTES,
     Answer,
@@ -70,5 +71,30 @@ def test_a_known_model_is_brought_up_to_date_by_a_difference(tmp_path: Path) -> 
             unknown = await blocking(device.request, "GET", path + "ab" * 32)
             assert unknown.headers["Content-Type"] == "application/octet-stream"
             assert unknown.body == target.data
+
+    asyncio.run(scenario())
+
+
+def test_only_whole_models_are_counted_and_in_bounded_memory(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        async with service(tmp_path, make_task(POLICY)) as running:
+            device, size = running.device("a"), len(start_model().data)
+            path = f"/v1/models/{start_model().digest.hex()}"
+
+            def get(times: int, **headers: str) -> None:
+                for _ in range(times):
+                    device.request("GET", path, None, **headers)
+
+            await blocking(lambda: get(3, Range="bytes=0-0"))
+            await blocking(lambda: get(3, If_None_Match=f'"{start_model().digest.hex()}"'))
+            assert running.coordinator.downloads == Tally()
+            await blocking(get, LISTED + 1)
+            found = running.coordinator.downloads
+            assert (found.count, found.total) == (LISTED + 1, (LISTED + 1) * size)
+            assert found.first == (size,) * LISTED
+            await run_round(running, "a", "b")
+            assert running.coordinator.downloads == Tally()
+            running.coordinator.count_download(start_model().digest, size)  # an old model
+            assert running.coordinator.downloads == Tally()
 
     asyncio.run(scenario())

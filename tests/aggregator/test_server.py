@@ -3,22 +3,28 @@
 
 import asyncio
 import contextlib
+import json
 import socket
+import sqlite3
+import threading
 from pathlib import Path
 
 import cbor2
 import pytest
 
+from fedlearn.errors import StorageError
 from fedlearn.wire import codec
 from fedlearn.wire.messages import (
     CheckIn,
 )
+from fedlearn_aggregator import store
 from fedlearn_aggregator.rounds import Policy
 from tests.aggregator.devices import (
     TASK,
     Answer,
 )
 from tests.aggregator.service import address, blocking, head, make_task, service
+from tests.aggregator.test_store import Failing
 
 POLICY = Policy(2, 1, max_rounds=3)
 
@@ -130,5 +136,69 @@ def test_pages_for_people_and_monitors(tmp_path: Path) -> None:
                 answer = await blocking(device.request, "GET", path)
                 assert answer.status == status
                 assert answer.refusal.error
+
+    asyncio.run(scenario())
+
+
+def test_a_refusal_gives_no_control_characters_back(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        async with service(tmp_path, make_task(POLICY)) as running:
+            name = "%1b%5b31m" + "x" * 1000
+            answer = await blocking(
+                running.device("a").request, "PUT", f"/v1/rounds/1/updates/{name}", b"body"
+            )
+            assert answer.status == 422
+            assert answer.refusal.error.startswith("[31mxxx")
+            assert "no seat" not in answer.refusal.error  # cut before it
+            assert answer.refusal.error.isprintable()
+            plain = await blocking(running.device("b").send, 1, b"body")
+            assert plain.refusal.error == "b has no seat in round 1"  # the control
+
+    asyncio.run(scenario())
+
+
+def test_the_status_is_read_beside_the_writer(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        async with service(tmp_path, make_task(POLICY)) as running:
+            holds, free = threading.Event(), threading.Event()
+
+            def hold(_db: sqlite3.Connection) -> None:
+                holds.set()
+                free.wait()
+
+            held = asyncio.create_task(running.writer.do(hold))
+            try:
+                await blocking(holds.wait)
+                pages = [
+                    blocking(running.device(f"m{i}").request, "GET", "/v1/status") for i in range(3)
+                ]
+                answers = await asyncio.wait_for(asyncio.gather(*pages), 20)
+                assert [each.status for each in answers] == [200] * 3
+                assert json.loads(answers[0].body)["task"] == TASK
+                # The control: what needs the writer waits.
+                order = asyncio.ensure_future(blocking(running.device("a").order))
+                await blocking(running.device("m").request, "GET", "/healthz")
+                assert not order.done()
+                assert not held.done()
+            finally:
+                free.set()
+            await order
+
+    asyncio.run(scenario())
+
+
+def test_health_tells_of_a_store_that_broke(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        async with service(tmp_path, make_task(POLICY)) as running:
+            device = running.device("a")
+            assert (await blocking(device.request, "GET", "/healthz")).status == 200  # control
+            writer = running.writer
+            writer._db = Failing(writer._db, "COMMIT", "ROLLBACK")  # type: ignore[assignment]
+            with contextlib.suppress(StorageError):
+                await writer.do(store.load_task)
+            assert (await blocking(device.request, "GET", "/healthz")).status == 503
+            body = codec.encode(CheckIn(TASK, "a"))
+            answer = await blocking(device.request, "POST", "/v1/checkin", body)
+            assert answer.status == 507  # and nobody waits for ever
 
     asyncio.run(scenario())

@@ -236,7 +236,7 @@ def test_old_models_and_updates_go_but_the_starting_model_and_the_numbers_stay(p
         there = [store.load_model(db, each.base) is not None for each in rows]
         assert there == [True, False, False, False, True, True, True]
         for table in ("updates", "seats"):
-            kept = db.execute(f"SELECT round FROM {table} ORDER BY round").fetchall()  # noqa: S608
+            kept = db.execute(f"SELECT round FROM {table} ORDER BY round").fetchall()
             assert kept == [(6,)]
         for each in rows[:-1]:
             assert each.summary is not None
