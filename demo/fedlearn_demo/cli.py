@@ -14,10 +14,11 @@ from rich.console import Console
 
 from fedlearn.errors import ExitCode, FedlearnError
 from fedlearn.version import VERSION
+from fedlearn.wire.messages import TAILS
 from fedlearn_demo.display import make_display
 from fedlearn_demo.report import Report
 from fedlearn_demo.run import run
-from fedlearn_demo.settings import TAILS, Settings
+from fedlearn_demo.settings import Settings
 
 
 class _Asked(BaseException):
@@ -105,7 +106,7 @@ def _parser() -> argparse.ArgumentParser:
     digits.add_argument(
         "--alpha", type=float, default=usual.alpha, metavar="A", help="skew: less is more skewed"
     )
-    digits.add_argument("--tail", choices=tuple(TAILS), default=usual.tail)
+    digits.add_argument("--tail", choices=TAILS, default=usual.tail)
     digits.add_argument("--epochs", type=_positive, default=usual.epochs, metavar="N")
     digits.add_argument("--batch-size", type=_positive, default=usual.batch_size, metavar="N")
     digits.add_argument("--learning-rate", type=float, default=usual.learning_rate, metavar="R")

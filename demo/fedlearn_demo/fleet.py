@@ -103,7 +103,8 @@ class Fleet:
             *("--task", self.task, "--model", str(MODEL_PATH), "--tail", settings.tail),
             *("--cohort", str(settings.devices), "--minimum", str(settings.devices)),
             *("--over-selection", "1", "--deadline-s", str(DEADLINE_S)),
-            *("--rounds", str(settings.rounds), "--round-interval-s", "0"),
+            # Without an end: the devices' cost is measured while they wait for a further round.
+            *("--rounds", "0", "--round-interval-s", "0"),
             *("--epochs", str(settings.epochs), "--batch-size", str(settings.batch_size)),
             *("--learning-rate", str(settings.learning_rate), "--seed", str(settings.seed)),
         )
@@ -131,8 +132,9 @@ class Fleet:
         return devices
 
     def export(self) -> None:
-        """Take the newest model out of the aggregator."""
-        self._aggregator_command("export", str(self._workspace.final_model))
+        """Take the model of the last round that was asked for out of the aggregator."""
+        last = str(self._settings.rounds)
+        self._aggregator_command("export", "--round", last, str(self._workspace.final_model))
 
     def _aggregator(self, *arguments: str) -> list[str]:
         command, *rest = arguments

@@ -10,7 +10,7 @@ from statistics import mean
 
 from fedlearn_demo.meter import Meter, cpu_s, memory
 
-# Long enough to see a poll every few seconds, short enough not to bore.
+# A held check-in should cost nothing at all; a timer or a poll of the agent's own would be seen.
 MEASURE_S = 5.0
 
 
@@ -23,7 +23,7 @@ class Idle:
 
 
 def measure_idle(meters: Sequence[Meter], pause: Callable[[], None]) -> Idle:
-    """Look at agents that have no trainer for `MEASURE_S`; `pause` lets a little time pass."""
+    """Look at agents that wait for work for `MEASURE_S`; `pause` lets a little time pass."""
     before = [cpu_s(meter.pid) for meter in meters]
     start = time.monotonic()
     while (passed_s := time.monotonic() - start) < MEASURE_S:

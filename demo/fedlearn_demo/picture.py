@@ -27,19 +27,22 @@ def save_picture(path: Path, title: str, start_accuracy: float, rounds: Sequence
     numbers = [each.number for each in rounds]
     curve = [start_accuracy, *(each.accuracy for each in rounds)]
     above.plot([0, *numbers], curve, color=_ACCURACY, marker="o", markersize=4, linewidth=2)
-    for place, value in ((0, curve[0]), (len(numbers), curve[-1])):
+    # The start's label stands on the side that the line turns away from.
+    rises = curve[1] >= curve[0]
+    labels = ((0, curve[0], -18 if rises else 10, "left"), (len(numbers), curve[-1], 10, "right"))
+    for place, value, offset, side in labels:
         above.annotate(
             f"{value:.1%}",
             (place, value),
-            xytext=(0, 8 if place else -16),
+            xytext=(0, offset),
             textcoords="offset points",
-            ha="center",
+            ha=side,
             color=_ACCURACY,
             fontweight="bold",
         )
     above.set_title("Accuracy on 1,000 test digits", loc="left", fontsize=10, color=_INK)
     above.set_ylabel("accuracy")
-    above.set_ylim(min(curve) - 0.08, 1.0)
+    above.set_ylim(min(curve) - 0.12, 1.0)
     above.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
 
     up = [each.up_kb for each in rounds]

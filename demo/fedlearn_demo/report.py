@@ -62,8 +62,8 @@ class Report:
     first_training_s_max: float
     device_peak_rss_mb: float  # agent and trainer, the kernel's peaks (VmHWM) added up; largest
     device_sampled_peak_rss_mb: float  # the same tree as sampled, at one moment
-    device_idle_rss_mb: float  # the agent alone, when the trainer has ended; largest
-    device_idle_cpu_percent: float  # of one core, mean of the devices
+    device_idle_rss_mb: float  # the agent alone, waiting for the next round; largest
+    device_idle_cpu_percent: float  # of one core, while it holds a check-in; mean of the devices
     wall_s: float  # from the first process to the last
 
     def save(self, path: Path) -> None:

@@ -5,10 +5,12 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from contextlib import suppress
+from contextlib import closing, suppress
 from pathlib import Path
 
+from fedlearn.agent.machine import State
 from fedlearn.errors import FedlearnError
+from fedlearn_demo.bystander import Bystander
 from fedlearn_demo.display import Display
 from fedlearn_demo.feed import Feed
 from fedlearn_demo.fleet import DEADLINE_S, LINGER_S, Device, Fleet
@@ -46,8 +48,10 @@ def run(settings: Settings, out: Path, display: Display) -> Report:
             stage.follow(feed, settings.rounds)
             fleet.export()
             stage.doing = f"measuring the idle devices ({LINGER_S + MEASURE_S:.0f} s)"
-            stage.wait(stage.alone, "a trainer does not end")
-            idle = measure_idle([device.meter for device in stage.devices], stage.pause)
+            with closing(Bystander(feed.url, fleet.task)) as bystander:
+                stage.wait(bystander.seated, "no round has a free seat")
+                stage.wait(stage.waiting, "the devices do not come to rest")
+                idle = measure_idle([device.meter for device in stage.devices], stage.pause)
             first = [_first_training_s(device) for device in stage.devices]
         costs = Costs(stage.devices, idle, first, time.monotonic() - began)
         display.show(stage.rounds, "checking the final model")
@@ -84,9 +88,12 @@ class _Stage:
                 raise FedlearnError(complaint, hint="the logs are in the output folder")
             self.pause()
 
-    def alone(self) -> bool:
-        """Whether no device has a trainer."""
-        return all(device.meter.idle for device in self.devices)
+    def waiting(self) -> bool:
+        """Whether every device holds a check-in and has no trainer."""
+        return all(
+            device.meter.idle and device.status().state == State.CHECKING_IN.value
+            for device in self.devices
+        )
 
     def follow(self, feed: Feed, count: int) -> None:
         """Wait until `count` rounds are closed and judged."""
@@ -95,7 +102,8 @@ class _Stage:
             self.pause()
             seen = len(self.rounds)
             try:
-                self.rounds, self.doing = feed.poll(), feed.doing
+                # The aggregator goes on: the rounds are without an end.
+                self.rounds, self.doing = feed.poll()[:count], feed.doing
                 if time.monotonic() > progress + DEADLINE_S + _PATIENCE_S:
                     raise FedlearnError(f"round {seen + 1} does not end ({self.doing})")
             except FedlearnError as error:

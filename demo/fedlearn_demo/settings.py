@@ -5,7 +5,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-TAILS = {"last": "last layer", "dense": "dense layers", "all": "whole network"}
+from fedlearn.wire.messages import TAILS
+
+# In the words of a title.
+_TRAINED = dict(zip(TAILS, ("last layer", "dense layers", "whole network"), strict=True))
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,6 +28,6 @@ class Settings:
     def title(self) -> str:
         """The run in a line."""
         return (
-            f"Federated digits: {self.devices} devices, int8 .tflite, {TAILS[self.tail]}, "
+            f"Federated digits: {self.devices} devices, int8 .tflite, {_TRAINED[self.tail]}, "
             f"{self.rounds} rounds"
         )

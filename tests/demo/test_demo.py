@@ -81,6 +81,13 @@ def test_demo(tmp_path: Path) -> None:
     assert report["bytes_down_first"] > 50_000
     assert 0 < report["round_overhead_s_median"] < 5
     assert 10 < report["device_idle_rss_mb"] < report["device_peak_rss_mb"] < 300
+    assert 0 <= report["device_idle_cpu_percent"] < 0.5
+    # It was measured while they held a check-in, not asleep after the task's end: the round beyond
+    # the last one was open, and all but the device whose seat was taken trained in it.
+    rounds = [
+        json.loads(path.read_text())["round"] for path in out.glob("device-*/run/status.json")
+    ]
+    assert len([each for each in rounds if each > 3]) >= 3
     assert report["device_sampled_peak_rss_mb"] <= report["device_peak_rss_mb"]
     assert 0 < report["first_training_s"] <= report["first_training_s_max"] < report["wall_s"]
     assert sum(report["samples_by_device"]) == 4000

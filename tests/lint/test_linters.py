@@ -12,6 +12,8 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 LONGEST_MODULE = 600
+# In two pieces, so that this line is none of those that are looked for.
+LICENCE = "SPDX-License-Identifier: Apache-2.0"
 
 
 def tracked(*endings: str) -> list[Path]:
@@ -68,13 +70,20 @@ def test_shell_scripts_are_clean() -> None:
 def test_every_source_file_names_its_licence(endings: tuple[str, ...]) -> None:
     files = tracked(*endings)
     assert files
-    missing = [
-        str(path.relative_to(ROOT))
-        for path in files
-        if "SPDX-License-Identifier: Apache-2.0"
-        not in "".join(path.read_text("utf-8").splitlines(keepends=True)[:3])
-    ]
-    assert not missing
+    assert not [str(path.relative_to(ROOT)) for path in files if licences(path) != 1]
+
+
+def licences(path: Path) -> int:
+    """How many of a file's first lines name the licence; a script's first is its interpreter."""
+    return sum(LICENCE in line for line in path.read_text("utf-8").splitlines()[:4])
+
+
+@pytest.mark.parametrize("count", [0, 1, 2])
+def test_a_missing_and_a_repeated_licence_would_be_found(tmp_path: Path, count: int) -> None:
+    """Control."""
+    source = tmp_path / "source.py"
+    source.write_text(f"# {LICENCE}\n" * count + '"""Text."""\n\n\n', encoding="utf-8")
+    assert licences(source) == count
 
 
 def test_no_module_is_too_long() -> None:
@@ -103,5 +112,28 @@ def test_the_linters_can_fail(tmp_path: Path) -> None:
     bad.write_text("import os\n", encoding="utf-8")
     with pytest.raises(AssertionError, match="F401"):
         run(tool("ruff"), "check", "--isolated", str(bad))
+    bad.write_text("x = {'a':1}\n", encoding="utf-8")
+    with pytest.raises(AssertionError, match="would be reformatted"):
+        run(tool("ruff"), "format", "--check", "--isolated", str(bad))
     if shutil.which("git") is None:
         pytest.fail("git is needed to list the files of the project")
+
+
+@pytest.mark.slow
+def test_the_type_checker_can_fail(tmp_path: Path) -> None:
+    """Control, with the project's own settings: only they ask for the annotation."""
+    bad = tmp_path / "bad.py"
+    bad.write_text("def untyped(x):\n    return x\n", encoding="utf-8")
+    config = ("--config-file", str(ROOT / "pyproject.toml"))
+    with pytest.raises(AssertionError, match="no-untyped-def"):
+        run(tool("mypy"), *config, str(bad))
+    bad.write_text("def typed(x: int) -> int:\n    return x\n", encoding="utf-8")
+    run(tool("mypy"), *config, str(bad))
+
+
+def test_the_shell_checker_can_fail(tmp_path: Path) -> None:
+    """Control: an unquoted variable is found."""
+    bad = tmp_path / "bad.sh"
+    bad.write_text("#!/bin/sh\nrm -f $1/x\n", encoding="utf-8")
+    with pytest.raises(AssertionError, match="SC2086"):
+        run(tool("shellcheck"), str(bad))

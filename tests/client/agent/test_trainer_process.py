@@ -56,6 +56,11 @@ class Bench:
         return [line.split() for line in self.started.read_text().splitlines()]
 
 
+def children() -> list[int]:
+    tasks = Path("/proc/self/task").glob("*/children")
+    return [int(pid) for path in tasks for pid in path.read_text().split()]
+
+
 def run(trainer: TrainerProcess, seconds: float = 8.0) -> Done:
     return trainer.run(JOB, time.monotonic() + seconds)
 
@@ -200,6 +205,18 @@ def test_a_stop_ends_the_job_and_the_worker(bench: Bench) -> None:
     assert time.monotonic() - start < 5
     for pid, _ in bench.starts():
         assert not Path(f"/proc/{pid}").exists()
+
+
+def test_the_kernel_would_kill_the_trainer_first(bench: Bench) -> None:
+    """The real worker, as the kernel sees it."""
+    trainer = TrainerProcess(TrainingConfig(linger_s=30), bench.stop)
+    with pytest.raises(TrainerError, match="cannot read model"):
+        run(trainer, 60)
+    (worker,) = children()
+    assert int(Path(f"/proc/{worker}/oom_score_adj").read_text()) == 800
+    assert int(Path("/proc/self/oom_score_adj").read_text()) < 800  # the control: not inherited
+    trainer.close()
+    assert children() == []
 
 
 def test_a_worker_that_cannot_start(bench: Bench) -> None:
