@@ -306,7 +306,7 @@ def test_a_round_that_cannot_be_written_is_closed_when_it_can_also_after_a_resta
         tries.append(1)
         raise sqlite3.OperationalError("database or disk is full")
 
-    async def scenario(data_dir: Path, failures: int) -> bytes:
+    async def scenario(data_dir: Path, failures: int, *, mended: bool = False) -> bytes:
         if failures:
             monkeypatch.setattr(store, "finish_round", full)
         async with service(data_dir, make_task(POLICY)) as running:
@@ -321,11 +321,13 @@ def test_a_round_that_cannot_be_written_is_closed_when_it_can_also_after_a_resta
                 page = await blocking(running.device("m").request, "GET", "/healthz")
                 assert page.status == 503
                 assert b"disk is full" in page.body
-                return b""
+                if not mended:
+                    return b""
+                monkeypatch.setattr(store, "finish_round", finish_round)
             while running.coordinator.round.number == 1:
                 await running.coordinator.seats_changed.wait()
             page = await blocking(running.device("m").request, "GET", "/healthz")
-            assert page.status == 200  # control
+            assert page.status == 200
             return running.coordinator.model.digest
 
     async def restarted(data_dir: Path) -> bytes:
@@ -336,6 +338,9 @@ def test_a_round_that_cannot_be_written_is_closed_when_it_can_also_after_a_resta
             return running.coordinator.model.digest
 
     undisturbed = asyncio.run(scenario(tmp_path / "control", 0))
+    tries.clear()
+    assert asyncio.run(scenario(tmp_path / "mended", 2, mended=True)) == undisturbed
+    tries.clear()
     asyncio.run(scenario(tmp_path / "full", 2))
     assert asyncio.run(restarted(tmp_path / "full")) == undisturbed
 

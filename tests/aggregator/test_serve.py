@@ -3,23 +3,28 @@
 
 import asyncio
 import time
+from contextlib import closing
 from pathlib import Path
 
 import pytest
 
 from fedlearn.errors import ExitCode, StorageError
+from fedlearn_aggregator import schema, store
 from fedlearn_aggregator import serve as serving
-from fedlearn_aggregator import store
 from fedlearn_aggregator.begin import begin
-from fedlearn_aggregator.rounds import Policy
+from fedlearn_aggregator.rounds import Policy, State
 from fedlearn_aggregator.serve import ServeOptions, serve
+from fedlearn_aggregator.tally import Tally
 from fedlearn_aggregator.writer import Writer
 from tests.aggregator.devices import start_model
 from tests.aggregator.service import make_task
 from tests.aggregator.test_store import Failing
 
 
-def test_a_broken_store_ends_the_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("finished", [False, True])
+def test_a_broken_store_ends_the_process(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, finished: bool
+) -> None:
     writers: list[Writer] = []
 
     def keep(path: Path) -> Writer:
@@ -45,7 +50,13 @@ def test_a_broken_store_ends_the_process(tmp_path: Path, monkeypatch: pytest.Mon
         assert "restart" in caught.value.hint
         await tasks[0]
 
-    begin(tmp_path, make_task(Policy(1, 1)), start_model(), time.time(), force=False)
+    task = make_task(Policy(1, 1))
+    begin(tmp_path, task, start_model(), time.time(), force=False)
+    if finished:
+        with closing(schema.open_writer(tmp_path / schema.FILE_NAME)) as db:
+            store.finish_round(
+                db, task, 1, State.CLOSED, closed=9.0, downloads=Tally(), next_opens=None
+            )
     monkeypatch.setattr(serving, "Writer", keep)
     asyncio.run(asyncio.wait_for(scenario(), 60))
     assert not (tmp_path / "serve.json").exists()

@@ -4,7 +4,7 @@
 import asyncio
 import sqlite3
 from collections.abc import Iterable
-from contextlib import closing
+from contextlib import ExitStack, closing
 from pathlib import Path
 from typing import Any
 
@@ -362,12 +362,19 @@ def test_the_log_of_a_lost_file_gets_into_no_new_task(path: Path) -> None:
         assert store.load_seats(db, 1) == {"a": False}
 
 
-def test_a_task_is_moved_aside_with_its_last_commits(path: Path) -> None:
+@pytest.mark.parametrize("watched", [False, True])
+def test_a_task_is_moved_aside_with_its_last_commits(path: Path, watched: bool) -> None:
     old = left_log(path)
     path.with_name(path.name + "-wal").write_bytes(old)
-    moved = begin(path.parent, make_task(Policy(1, 1), name="new"), start_model(), 9.0, force=True)
+    with ExitStack() as stack:
+        if watched:  # by `status`, so that SQLite cannot remove the log
+            watcher = stack.enter_context(closing(schema.open_reader(path)))
+            assert store.load_seats(watcher, 1) == {"a": False}
+        task = make_task(Policy(1, 1), name="new")
+        moved = begin(path.parent, task, start_model(), 9.0, force=True)
     assert moved is not None
-    assert not moved.with_name(moved.name + "-wal").exists()
+    log = moved.with_name(moved.name + "-wal")
+    assert not log.exists() or log.stat().st_size == 0
     for file, seats in ((moved, {"a": False}), (path, {})):
         with closing(schema.open_writer(file)) as db:
             assert store.load_seats(db, 1) == seats
