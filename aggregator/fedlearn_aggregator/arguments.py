@@ -7,7 +7,7 @@ import argparse
 from pathlib import Path
 
 from fedlearn.log import LEVELS
-from fedlearn.model.tails import TAILS
+from fedlearn.wire.messages import TAILS
 from fedlearn_aggregator.aggregation import MAX_SAMPLES
 from fedlearn_aggregator.optimizers import OptimizerName
 from fedlearn_aggregator.task import KEEP_MODELS, KEEP_UPDATES

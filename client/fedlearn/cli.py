@@ -193,11 +193,11 @@ def _agent_help() -> str:
 
 
 def _agent(options: argparse.Namespace) -> int:
-    config = load_config(options.config)
-    if options.check_config:
-        from fedlearn.agent.connection import check_ca
+    from fedlearn.agent.connection import check_ca
 
-        check_ca(config.aggregator.ca)
+    config = load_config(options.config)
+    check_ca(config.aggregator.ca)
+    if options.check_config:
         print(f"{options.config} is correct.\n{_meaning(config)}")
         return ExitCode.OK
     from fedlearn.agent.agent import Agent

@@ -9,8 +9,8 @@ from typing import Any
 
 from fedlearn.errors import ModelError
 from fedlearn.model import Model, Operator, trainable_tensors
-from fedlearn.model.tails import TAILS
 from fedlearn.trainer.tail import Tail
+from fedlearn.wire.messages import TAILS
 
 
 @dataclass(frozen=True, slots=True)

@@ -77,7 +77,7 @@ class Agent:
         self._wait_s = 0.0
         self._order: TrainOrder | None = None
         self._deadline = 0.0
-        self._reason = ""
+        self._reason = self._idle_reason = ""
         self._progress_shown = 0.0
         self._status_path = config.device.runtime_dir / "status.json"
         self._status = Status(
@@ -160,15 +160,20 @@ class Agent:
         if isinstance(reply, TrainOrder):
             self._order = reply
             self._deadline = time.monotonic() + reply.deadline_s
+            self._idle_reason = ""
             self._publish(round=reply.round, model=reply.model.hex())
             return Event.ORDERED
         self._network.reset()
         self._wait_s = min(max(reply.retry_s, MIN_WAIT_S), MAX_WAIT_S)
-        self._reason = clean(reply.reason)
+        reason = clean(reply.reason)
+        if reason != self._idle_reason:  # once, not every half minute for a night
+            logger.info("no work: %s", reason)
+        self._idle_reason = self._reason = reason
         return Event.TOLD_TO_WAIT
 
     def _wait(self) -> Event:
         self._trainer.wait(self._wait_s)
+        self._reason = self._idle_reason  # it holds while the next check-in does
         return Event.DUE
 
     def _download(self) -> Event:
@@ -285,6 +290,14 @@ class Agent:
         self._training.reset()
         self._drop_pending()
         self._publish(bytes_up=self._status.bytes_up + len(body), update_bytes=len(body))
+        if delivery is Delivery.CONFLICT:
+            problem = (
+                f"round {number} has another update of a device called "
+                f"{self._config.device.name}: give each device a device.name of its own"
+            )
+            logger.warning("%s", problem)
+            self._publish(last_error=problem)
+            return Event.ROUND_OVER
         if delivery is Delivery.ROUND_OVER:
             logger.info("round %d is over without this device's update", number)
             return Event.ROUND_OVER

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import http.client
 import os
@@ -81,7 +82,7 @@ def _collect(
     received = 0
     with storage_errors("write", partial):
         stream = partial.open("ab" if have else "wb")
-    with stream:
+    try:
         # The two kinds of OSError are kept apart: only the stream's are the disk's.
         while chunk := response.read1(CHUNK_BYTES):
             received += len(chunk)
@@ -94,6 +95,10 @@ def _collect(
         with storage_errors("write", partial):
             stream.flush()
             os.fsync(stream.fileno())
+    finally:
+        # What could not be written would fail again here, and hide the first failure.
+        with contextlib.suppress(OSError):
+            stream.close()
     if have + received > size:
         _discard(partial)
         raise ProtocolError(f"the model has more than the {size} bytes of the order", status=413)

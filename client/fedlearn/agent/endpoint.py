@@ -47,7 +47,20 @@ def parse_url(url: str, *, insecure: bool) -> Endpoint:
             "aggregator.url is plain http",
             hint="use https; or insecure = true for an aggregator on this machine",
         )
+    if not tls and _is_elsewhere(parts.hostname):
+        raise ConfigError(
+            f"aggregator.url {url!r} is plain http to another machine",
+            hint="insecure is for loopback addresses only: use https",
+        )
     return endpoint
+
+
+def _is_elsewhere(host: str) -> bool:
+    """Whether it is an address that is not loopback; of a name only the connection can tell."""
+    try:
+        return not ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
 
 
 def refuse_plaintext_beyond_loopback(address: str) -> None:

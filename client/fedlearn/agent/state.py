@@ -12,7 +12,6 @@ Whatever cannot be read, because it is torn or corrupt, is put aside and never s
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import hashlib
 import json
 import logging
@@ -20,6 +19,7 @@ import os
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from fedlearn import lock
 from fedlearn.durable import storage_errors, sync_directory, write_durably
 from fedlearn.errors import ProtocolError, StorageError
 from fedlearn.jobs import MAX_JOB_BYTES
@@ -57,7 +57,13 @@ class StateDirectory:
         with storage_errors("create", self.models.path):
             path.mkdir(parents=True, exist_ok=True, mode=0o700)  # an update tells of the data
             self.models.path.mkdir(exist_ok=True)
-        self._lock = _lock(path / "lock")
+        self._lock = lock.take(
+            path,
+            StorageError(
+                f"another agent uses {path}",
+                hint="stop it, or give this one a device.state_dir of its own",
+            ),
+        )
 
     def close(self) -> None:
         """Let another agent use the directory."""
@@ -162,17 +168,3 @@ class Models:
             with contextlib.suppress(OSError):
                 dated.append((path.stat().st_mtime_ns, path))
         return [path for _, path in sorted(dated, reverse=True)]
-
-
-def _lock(path: Path) -> int:
-    with storage_errors("open", path):
-        lock = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        os.close(lock)
-        raise StorageError(
-            f"another agent uses {path.parent}",
-            hint="stop it, or give this one a device.state_dir of its own",
-        ) from None
-    return lock

@@ -88,10 +88,14 @@ def process_age_s() -> float:
 
 def describe(status: Status) -> str:
     """Describe the status for a person."""
-    state = status.state.replace("_", " ") if is_alive(status) else "not running"
+    alive = is_alive(status)
+    state = status.state.replace("_", " ") if alive else "not running"
     lines = [
-        ("state", f"{state} ({status.reason})" if status.reason else state),
-        ("device", f"{status.device}, task {status.task}, pid {status.pid}"),
+        ("state", f"{state} ({status.reason})" if status.reason and alive else state),
+        (
+            "device",
+            f"{status.device}, task {status.task}" + (f", pid {status.pid}" if alive else ""),
+        ),
         ("aggregator", status.aggregator or "none found"),
         ("round", f"{status.round}, model {status.model[:12]}" if status.model else "none yet"),
         ("trained", f"{status.rounds_trained} rounds acknowledged"),

@@ -11,9 +11,13 @@ from __future__ import annotations
 import os
 import select
 import signal
+import time
 from collections.abc import Callable, Sequence
 from types import FrameType
 from typing import Protocol
+
+# timeout(1) sends its signal twice within milliseconds; a person who repeats it waits longer.
+PATIENCE_S = 1.0
 
 
 class HasFileno(Protocol):
@@ -33,6 +37,7 @@ class StopSignal:
     def __init__(self) -> None:
         self.signal: int | None = None
         self.requested = False
+        self._since = 0.0
         self.interrupts: list[Callable[[], None]] = []
         self._event = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
 
@@ -41,7 +46,7 @@ class StopSignal:
         return self._event
 
     def install(self) -> None:
-        """Take SIGTERM and SIGINT. A second one ends the process the hard way."""
+        """Take SIGTERM and SIGINT. One more, after a moment, ends the process the hard way."""
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, self._handle)
 
@@ -69,6 +74,10 @@ class StopSignal:
         return bool(can_read or can_write)
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
-        self.signal = number
-        signal.signal(number, signal.SIG_DFL)
-        self.request()
+        now = time.monotonic()
+        if self.signal is None:
+            self.signal, self._since = number, now
+            self.request()
+        elif now - self._since > PATIENCE_S:
+            signal.signal(number, signal.SIG_DFL)
+            signal.raise_signal(number)

@@ -21,7 +21,6 @@ MAX_REPLY_BYTES = 64 * 1024
 # A task describes each of its tensors, in some hundred bytes.
 MAX_TASK_BYTES = 1024 * 1024
 _CBOR = {"Content-Type": "application/cbor", "Accept": "application/cbor"}
-_ROUND_OVER = (HTTPStatus.CONFLICT, HTTPStatus.GONE)
 # The same update would be refused again. Whatever else fails may be different at the next try.
 _REFUSED_FOR_GOOD = (
     HTTPStatus.BAD_REQUEST,
@@ -34,8 +33,16 @@ class Delivery(Enum):
     """What became of an update."""
 
     STORED = auto()
-    ROUND_OVER = auto()  # it came too late, or another update of this device is there
+    ROUND_OVER = auto()  # it came too late
+    CONFLICT = auto()  # another update under this device's name is there
     NOT_BEGUN = auto()  # the aggregator does not know the round yet: its disk was restored
+
+
+_LOST = {
+    HTTPStatus.CONFLICT: Delivery.CONFLICT,
+    HTTPStatus.GONE: Delivery.ROUND_OVER,
+    HTTPStatus.NOT_FOUND: Delivery.NOT_BEGUN,
+}
 
 
 class RefusedError(ProtocolError):
@@ -107,13 +114,12 @@ def send_update(
 
 def _judge(error: RefusedError, connection: Connection, task: str) -> Delivery:
     """What a refusal means for the update; raises what `send_update` says."""
-    known = (*_ROUND_OVER, *_REFUSED_FOR_GOOD, HTTPStatus.NOT_FOUND)
-    if error.status not in known:
+    if error.status not in _LOST and error.status not in _REFUSED_FOR_GOOD:
         raise NetworkError(error.message, hint=error.hint) from error
     confirm_task(connection, task)
     if error.status in _REFUSED_FOR_GOOD:
         raise error
-    return Delivery.ROUND_OVER if error.status in _ROUND_OVER else Delivery.NOT_BEGUN
+    return _LOST[HTTPStatus(error.status)]
 
 
 def refuse(status: int, body: bytes) -> NoReturn:

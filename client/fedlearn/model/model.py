@@ -28,9 +28,8 @@ from fedlearn.model.schema import (
     SubGraphSlot,
     TensorSlot,
 )
+from fedlearn.wire.messages import MAX_MODEL_BYTES
 
-# Above any model that trains on a board of 256 MB; keeps a hostile file from filling the memory.
-MAX_MODEL_BYTES = 64 * 1024 * 1024
 # The schema counts tensors in 32 bits; real int8 networks have some hundreds.
 MAX_NODES = 16_384
 # TFLite's kernels take at most eight dimensions.

@@ -10,9 +10,7 @@ from __future__ import annotations
 
 from fedlearn.errors import UnsupportedOperatorError
 from fedlearn.model.model import Model, Operator
-from fedlearn.wire.messages import TrainableTensor
-
-TAILS = ("last", "dense", "all")
+from fedlearn.wire.messages import TAILS, TrainableTensor
 
 # Operators that carry weights, and those that only pass errors on.
 WEIGHTED = ("FULLY_CONNECTED", "CONV_2D", "DEPTHWISE_CONV_2D")

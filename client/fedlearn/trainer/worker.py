@@ -29,12 +29,17 @@ from fedlearn.durable import write_durably
 from fedlearn.errors import FedlearnError, ModelError
 from fedlearn.jobs import Done, Failed, JobMessage, PatchJob, Progress, TrainJob, receive, send
 from fedlearn.model import Model
-from fedlearn.model.model import MAX_MODEL_BYTES
 from fedlearn.trainer.order import device_seed
 from fedlearn.trainer.training import train
 from fedlearn.wire import codec
 from fedlearn.wire.delta import apply_difference, encode_delta
-from fedlearn.wire.messages import Difference, EncodedTensor, Metrics, Update
+from fedlearn.wire.messages import (
+    MAX_MODEL_BYTES,
+    Difference,
+    EncodedTensor,
+    Metrics,
+    Update,
+)
 
 # The kernel adds this (of 1000) to the process's badness: it goes before anything of the system.
 _OOM_SCORE_ADJ = 800

@@ -262,7 +262,9 @@ def test_an_update_is_kept_while_the_aggregator_cannot_store_it(device: Device) 
         aggregator.release.set()
 
 
-@pytest.mark.parametrize(("status", "words"), [(410, "is over"), (422, "norm")])
+@pytest.mark.parametrize(
+    ("status", "words"), [(410, "is over"), (422, "norm"), (409, "a device.name of its own")]
+)
 def test_an_update_that_nobody_wants_is_dropped(device: Device, status: int, words: str) -> None:
     aggregator = Aggregator(order(3))
     aggregator.receipts = [message(Refusal("the norm is too large", ""), status)]
@@ -274,6 +276,30 @@ def test_an_update_that_nobody_wants_is_dropped(device: Device, status: int, wor
         aggregator.release.set()
     assert words in device.log
     assert not (device.path / "state/pending.cbor").exists()
+
+
+def test_why_there_is_no_work_is_told_once_and_shown_while_it_lasts(device: Device) -> None:
+    aggregator = Aggregator(Wait(0.05, "no seat for you"), Wait(0.05, "no seat for you"))
+    with serving(aggregator) as server:
+        device.start(port=server.port)
+        held(server, 3)
+        status = device.wait_for_state("checking_in")
+        assert status["reason"] == "no seat for you"
+        assert device.log.count("no work: no seat for you") == 1
+        device.stop()
+        aggregator.release.set()
+
+
+def test_a_signal_that_comes_twice_at_once_is_still_a_clean_stop(device: Device) -> None:
+    """As from timeout(1), which signals the process and then its group."""
+    aggregator = Aggregator(order(3))
+    with serving(aggregator) as server:
+        device.start(port=server.port)
+        held(server, 2)
+        device.processes[-1].send_signal(signal.SIGTERM)
+        assert device.stop() == 0
+        aggregator.release.set()
+    assert device.status()["state"] == "stopped"
 
 
 def test_an_update_outlasts_whoever_else_answers_at_the_address(device: Device) -> None:

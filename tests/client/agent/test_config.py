@@ -63,6 +63,7 @@ def test_relative_paths_start_at_the_file(tmp_path: Path) -> None:
         (("insecure", 'url = "https://h:99999"\ninsecure'), r"aggregator.url .*[Pp]ort"),
         (("insecure", 'url = "https://h/v1"\ninsecure'), r"more than a host and a port"),
         (("insecure = true", 'url = "http://127.0.0.1:80"'), r"aggregator.url is plain http"),
+        (("insecure", 'url = "http://192.0.2.7:80"\ninsecure'), r"plain http to another machine"),
         (("[data]", "[data"), r"is no TOML"),
     ],
 )

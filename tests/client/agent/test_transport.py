@@ -300,7 +300,7 @@ def test_a_ca_file_that_is_none(tmp_path: Path) -> None:
     [
         (message(Receipt(3, False), 201), Delivery.STORED),
         (message(Receipt(3, True), 200), Delivery.STORED),
-        (message(Refusal("other bytes", ""), 409), Delivery.ROUND_OVER),
+        (message(Refusal("other bytes", ""), 409), Delivery.CONFLICT),
         (message(Refusal("closed", ""), 410), Delivery.ROUND_OVER),
         (message(Refusal("round 3 has not begun", ""), 404), Delivery.NOT_BEGUN),
         (message(Refusal("the norm is too large", ""), 422), RefusedError),
