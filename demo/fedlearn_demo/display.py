@@ -20,8 +20,10 @@ from fedlearn_demo.rounds import Round
 FRAME_S = 0.25
 # In a log, a sign of life at least this often.
 HEARTBEAT_S = 10.0
-# Lines around the rounds: heading, frame and progress.
-_FURNITURE = 9
+# Lines around the rounds: title, heading, frame and progress.
+_FURNITURE = 8
+# Columns around the bar of a round's accuracy, and the width it has at most.
+_FRAME_COLUMNS, _BAR_COLUMNS = 64, 24
 
 
 class Display(Protocol):
@@ -96,6 +98,7 @@ class LiveTable:
         self._total = rounds
         self._began = time.monotonic()
         self._frame = float("-inf")
+        self._rounds: Sequence[Round] = ()
         # Refreshed by hand: a thread of its own would make forking unsafe and cost CPU.
         self._live = Live(console=console, auto_refresh=False)
 
@@ -109,6 +112,8 @@ class LiveTable:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
+        if kind is None:  # what stays in the scrollback has all rounds
+            self._live.update(self._draw(self._rounds, len(self._rounds), ""))
         self._live.stop()
 
     def say(self, text: str) -> None:
@@ -119,21 +124,21 @@ class LiveTable:
         """Draw the table, at most once in `FRAME_S` unless the run is complete."""
         now = time.monotonic()
         if now - self._frame >= FRAME_S or len(rounds) == self._total:
-            self._frame = now
-            self._live.update(self._draw(rounds, doing), refresh=True)
+            self._frame, self._rounds = now, rounds
+            room = max(1, self._console.height - _FURNITURE)
+            self._live.update(self._draw(rounds, room, doing), refresh=True)
 
-    def _draw(self, rounds: Sequence[Round], doing: str) -> RenderableType:
-        table = Table(title=self._title, title_style="bold", expand=False)
+    def _draw(self, rounds: Sequence[Round], room: int, doing: str) -> RenderableType:
+        bar_columns = max(4, min(_BAR_COLUMNS, self._console.width - _FRAME_COLUMNS))
+        table = Table(expand=False)
         for heading in ("round", "devices", "accuracy", "", "kB up", "kB down", "seconds"):
             table.add_column(heading, justify="left" if not heading else "right", no_wrap=True)
-        complete = len(rounds) == self._total
-        room = len(rounds) if complete else max(1, self._console.height - _FURNITURE)
         for each in rounds[-room:]:
             table.add_row(
                 f"{each.number}",
                 f"{each.devices}",
                 f"{each.accuracy:.1%}",
-                _bar(1.0, each.accuracy, 24, "green"),
+                _bar(1.0, each.accuracy, bar_columns, "green"),
                 f"{each.up_kb:.1f}",
                 f"{each.down_kb:.1f}",
                 f"{each.wall_s:.2f}",
@@ -145,7 +150,7 @@ class LiveTable:
             f"{time.monotonic() - self._began:.0f} s",
             Text(doing, style="dim"),
         )
-        return Group(table, line)
+        return Group(Text(self._title, style="bold"), table, line)
 
 
 def _bar(total: float, completed: float, width: int, style: str) -> ProgressBar:
