@@ -7,6 +7,7 @@ import argparse
 from pathlib import Path
 
 from fedlearn.log import LEVELS
+from fedlearn.version import VERSION
 from fedlearn.wire.messages import TAILS
 from fedlearn_aggregator.aggregation import MAX_SAMPLES
 from fedlearn_aggregator.optimizers import OptimizerName
@@ -29,6 +30,7 @@ def parser() -> argparse.ArgumentParser:
         epilog=_EXIT_CODES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
+    top.add_argument("--version", action="version", version=f"fedlearn-aggregator {VERSION}")
     commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
     _init(
         _command(

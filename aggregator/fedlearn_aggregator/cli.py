@@ -51,9 +51,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         return run(options)
     except FedlearnError as error:
-        print(f"fedlearn-aggregator: {error.message}", file=sys.stderr)
-        if error.hint:
-            print(f"  {error.hint}", file=sys.stderr)
+        print(f"fedlearn-aggregator: error: {error}", file=sys.stderr)
         return error.exit_code
     except KeyboardInterrupt:
         return ExitCode.INTERRUPTED

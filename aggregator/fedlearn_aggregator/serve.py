@@ -150,7 +150,9 @@ def tls_context(options: ServeOptions) -> ssl.SSLContext | None:
     try:
         context.load_cert_chain(options.certificate, options.key)
     except OSError as error:  # ssl.SSLError is one
-        reason = error.reason if isinstance(error, ssl.SSLError) else error.strerror
+        # OpenSSL gives no reason for what is no PEM of the right kind, such as key and certificate
+        # in each other's place.
+        reason = (getattr(error, "reason", None) or error.strerror) or "not the right kind of PEM"
         raise ConfigError(
             f"{options.certificate} and {options.key} cannot be used: {reason}",
             hint="both must be PEM files, and the key the certificate's own without a passphrase",

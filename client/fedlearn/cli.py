@@ -59,6 +59,7 @@ def _parser() -> argparse.ArgumentParser:
         epilog=_HELP,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
+    parser.add_argument("--version", action="version", version=f"fedlearn {VERSION}")
     # Without `prog` argparse would load `shutil`, and two compression libraries with it.
     commands = parser.add_subparsers(required=True, metavar="COMMAND", prog=parser.prog)
 

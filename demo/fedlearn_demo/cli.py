@@ -52,7 +52,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print("stopped; no process is left", file=sys.stderr)
         return 128 + asked.number
     except FedlearnError as error:
-        print(f"fedlearn-demo: {error}", file=sys.stderr)
+        print(f"fedlearn-demo: error: {error}", file=sys.stderr)
         return error.exit_code
     console.print(_summary(report, options.out), highlight=False, markup=False, soft_wrap=True)
     if options.json:

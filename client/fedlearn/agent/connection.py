@@ -221,9 +221,11 @@ def read_body(response: http.client.HTTPResponse, max_bytes: int, timeout_s: flo
 
 def _network_error(endpoint: Endpoint, error: OSError) -> NetworkError:
     if isinstance(error, ssl.SSLCertVerificationError):
+        hint = "aggregator.ca must be the CA of this aggregator, and the clock must be right"
+        if "mismatch" in error.verify_message:
+            hint = "aggregator.url must have a host that the certificate names"
         return NetworkError(
-            f"{endpoint} cannot prove who it is: {clean(error.verify_message)}",
-            hint="aggregator.ca must be the CA of this aggregator, and the clock must be right",
+            f"{endpoint} cannot prove who it is: {clean(error.verify_message)}", hint=hint
         )
     if isinstance(error, ssl.SSLError):
         return NetworkError(
