@@ -123,7 +123,7 @@ class Fleet:
         devices = []
         for name, samples in self._shards.items():
             folder = self._workspace.device(name)
-            command = [sys.executable, "-m", "fedlearn", "agent", "--config"]
+            command = [sys.executable, "-I", "-m", "fedlearn", "agent", "--config"]
             child = self._nursery.start(
                 name, [*command, str(folder / "fedlearn.toml")], folder / "agent.log"
             )

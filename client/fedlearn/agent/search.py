@@ -23,7 +23,7 @@ from fedlearn.agent.stop import StopSignal
 from fedlearn.errors import NetworkError
 from fedlearn.log import clean
 
-SEARCHER = (sys.executable, "-P", "-m", "fedlearn.agent.discovery")
+SEARCHER = (sys.executable, "-I", "-m", "fedlearn.agent.discovery")
 # The child caps what it reports; a line above this is none of its own.
 MAX_LINE_BYTES = 4096
 

@@ -22,8 +22,8 @@ from fedlearn.config import TrainingConfig
 from fedlearn.errors import FedlearnError, TrainerError
 from fedlearn.jobs import Done, Failed, PatchJob, Progress, TrainJob
 
-# -P: a file numpy.py in the directory where the agent was started is nothing to import.
-WORKER = (sys.executable, "-P", "-m", "fedlearn.trainer.worker")
+# Isolated: a file numpy.py where the agent was started, or in PYTHONPATH, is nothing to import.
+WORKER = (sys.executable, "-I", "-m", "fedlearn.trainer.worker")
 # Each of these libraries would otherwise start a thread for every core.
 _THREAD_VARIABLES = ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS")
 _END_TIMEOUT_S = 0.5  # a worker that is told to end has nothing to save
