@@ -38,7 +38,7 @@ bench-accuracy: $(BENCH)/done ## int8 against float32 federated learning, side b
 	@$(BENCH)/bin/python -m tests.benchmarks.accuracy $(ARGS)
 
 clean: ## Remove what was built, the virtual environments too
-	rm -rf build dist $(VENV) $(OTHER) $(BENCH)
+	rm -rf build dist *.egg-info $(VENV) $(OTHER) $(BENCH)
 
 # Debian keeps ensurepip in a package of its own; as root it is installed, else it is named.
 define make-venv
