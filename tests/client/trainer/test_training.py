@@ -322,7 +322,7 @@ def test_unfit_data_is_refused_with_the_reason(
     digits: Model, tmp_path: Path, arrays: dict[str, NDArray[Any]], reason: str
 ) -> None:
     path = tmp_path / "d.npz"
-    np.savez(path, **arrays)
+    np.savez(path, **arrays)  # type: ignore[arg-type]
     with pytest.raises(DatasetError, match=reason):
         Dataset.load(path, digits)
 
