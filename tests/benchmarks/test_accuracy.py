@@ -42,7 +42,7 @@ def test_float_weights() -> None:
 
 
 def test_float_side() -> None:
-    pytest.importorskip("torch")
+    pytest.importorskip("torch", reason="PyTorch is not installed: `make test-benchmarks`")
     from tests.benchmarks import float_fedavg
 
     weights = float_weights(Model.parse(MODEL_PATH.read_bytes()))

@@ -54,7 +54,7 @@ class Authority:
 
 def make_authority(directory: Path) -> Authority:
     if shutil.which("openssl") is None:
-        pytest.skip("the openssl command is not installed")
+        pytest.skip("the openssl command is not installed: apt install openssl")
     directory.mkdir()
     authority = Authority(directory)
     authority._openssl(
