@@ -121,12 +121,8 @@ class WeightedLayer(Layer):
         """The fused activation in the operator's options."""
 
     def _arranged(self, weight: NDArray[np.int8] | NDArray[np.int32]) -> NDArray[np.int8]:
-        """The weight tensor as (C, K), output channels first."""
+        """The weight tensor as a matrix, (C, K); its values keep the order of the file."""
         return weight.reshape(weight.shape[0], -1).astype(np.int8, copy=False)
-
-    def _restored(self, weight: NDArray[np.int8]) -> NDArray[np.int8]:
-        """Inverse of `_arranged`, but for the shape."""
-        return weight
 
     @abstractmethod
     def _accumulate(self, x: NDArray[np.float32]) -> Real:
@@ -220,7 +216,7 @@ class WeightedLayer(Layer):
         """Tensor number -> values now, flat, of the parameters that are trained."""
         values: dict[int, NDArray[np.int8] | NDArray[np.int32]] = {}
         if self.trains_weight:
-            values[self.weight_index] = self._restored(self.weight.values().astype(np.int8)).ravel()
+            values[self.weight_index] = self.weight.values().ravel()
         if self.trains_bias:
             values[self.bias_index] = self.bias.values().ravel()
         return values
