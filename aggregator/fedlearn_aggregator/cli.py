@@ -19,9 +19,10 @@ from dataclasses import asdict
 from fedlearn import log
 from fedlearn.durable import write_durably
 from fedlearn.errors import ConfigError, ExitCode, FedlearnError
-from fedlearn.model import Model, trainable_tensors
+from fedlearn.model import Model
 from fedlearn.trainer.local import read_model
 from fedlearn.trainer.tail import Tail
+from fedlearn.trainer.tails import trainable_tensors
 from fedlearn.version import VERSION
 from fedlearn.wire.messages import Limits, TrainingPlan
 from fedlearn_aggregator import arguments, report, schema, store

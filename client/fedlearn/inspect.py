@@ -8,8 +8,9 @@ from math import prod
 from typing import Any
 
 from fedlearn.errors import ModelError
-from fedlearn.model import Model, Operator, trainable_tensors
+from fedlearn.model import Model, Operator
 from fedlearn.trainer.tail import Tail
+from fedlearn.trainer.tails import trainable_tensors
 from fedlearn.wire.messages import TAILS
 
 

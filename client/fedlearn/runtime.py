@@ -63,7 +63,7 @@ def is_litert() -> bool:
 
 
 class Session:
-    """An interpreter of one model with one input and one output."""
+    """An interpreter of one model with one input."""
 
     def __init__(self, model: bytes, *, threads: int = 1, delegates: bool = False) -> None:
         """Open `model`; raises ModelError when the runtime cannot."""
@@ -78,17 +78,24 @@ class Session:
         except (ValueError, RuntimeError) as error:
             raise ModelError(f"the TFLite runtime refuses the model: {error}") from error
         (entry,) = self._interpreter.get_input_details()
-        (exit_,) = self._interpreter.get_output_details()
+        exits = self._interpreter.get_output_details()
         self._input: int = entry["index"]
-        self._output: int = exit_["index"]
+        self._outputs: list[int] = [each["index"] for each in exits]
         self._batch = int(entry["shape"][0])
+        if any(len(each["shape"]) == 0 or each["shape"][0] != self._batch for each in exits):
+            raise ModelError("the samples of a batch are mixed before the layers to train")
 
     def run(self, inputs: NDArray[np.int8]) -> NDArray[np.int8]:
-        """Run samples of shape (N, ...) through the model; the result has shape (N, ...).
+        """Run samples of shape (N, ...) through a model of one output; the result is (N, ...)."""
+        (result,) = self.run_all(inputs)
+        return result
+
+    def run_all(self, inputs: NDArray[np.int8]) -> tuple[NDArray[np.int8], ...]:
+        """Run samples of shape (N, ...) through the model; each output has shape (N, ...).
 
         A model of batch b gets b samples a call, the last call padded with its first sample.
         """
-        results = []
+        results: list[NDArray[np.int8]] = []
         for start in range(0, len(inputs), self._batch):
             chunk = inputs[start : start + self._batch]
             missing = self._batch - len(chunk)
@@ -96,9 +103,12 @@ class Session:
                 chunk = np.concatenate([chunk, np.repeat(chunk[:1], missing, axis=0)])
             self._interpreter.set_tensor(self._input, chunk)
             self._interpreter.invoke()
-            output = self._interpreter.get_tensor(self._output)
-            results.append(output[: self._batch - missing])
-        return np.concatenate(results)
+            for at, number in enumerate(self._outputs):
+                output = self._interpreter.get_tensor(number)
+                if not start:
+                    results.append(np.empty((len(inputs), *output.shape[1:]), output.dtype))
+                results[at][start : start + self._batch] = output[: self._batch - missing]
+        return tuple(results)
 
 
 def evaluate(

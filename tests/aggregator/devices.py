@@ -11,7 +11,8 @@ from urllib.parse import urlsplit
 
 import numpy as np
 
-from fedlearn.model import Model, trainable_tensors
+from fedlearn.model import Model
+from fedlearn.trainer.tails import trainable_tensors
 from fedlearn.wire import codec, delta
 from fedlearn.wire.messages import (
     CheckIn,

@@ -16,7 +16,7 @@ from urllib.parse import urlsplit
 
 from aiohttp import web
 
-from fedlearn.model import trainable_tensors
+from fedlearn.trainer.tails import trainable_tensors
 from fedlearn.wire.messages import Limits, TrainingPlan
 from fedlearn_aggregator import schema
 from fedlearn_aggregator.begin import begin

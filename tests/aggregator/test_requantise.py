@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 
 from fedlearn.errors import ModelError
-from fedlearn.model import Model, trainable_tensors
+from fedlearn.model import Model
+from fedlearn.trainer.tails import trainable_tensors
 from fedlearn_aggregator import requantise
 from fedlearn_aggregator.optimizers import ServerState
 from tests.aggregator.devices import start_model

@@ -10,9 +10,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedlearn.dataset import Dataset
-from fedlearn.model import Model, trainable_tensors
+from fedlearn.model import Model
 from fedlearn.runtime import evaluate
 from fedlearn.trainer.order import device_seed
+from fedlearn.trainer.tails import trainable_tensors
 from fedlearn.trainer.training import train
 from fedlearn.wire.delta import decode_delta, encode_delta
 from fedlearn.wire.messages import TrainingPlan

@@ -8,7 +8,7 @@ length, offsets and everything that fedlearn does not understand stay as they ar
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from math import prod
@@ -147,6 +147,16 @@ class Model:
         _require_fully_int8(model)
         return model
 
+    @property
+    def entry(self) -> int:
+        """The int8 tensor that a sample goes into."""
+        return self.inputs[0]
+
+    @property
+    def exit_operator(self) -> int:
+        """The operator that makes the int8 answer."""
+        return len(self.operators) - 1
+
     @cached_property
     def digest(self) -> bytes:
         """SHA-256 of the file, 32 bytes: the model's identity."""
@@ -177,21 +187,24 @@ class Model:
             data[tensor.offset : tensor.offset + tensor.byte_count] = array.tobytes()
         return bytes(data)
 
-    def cut(self, output: int) -> bytes:
-        """The file shortened so that tensor `output` is its only output.
+    def cut(self, outputs: Sequence[int]) -> bytes:
+        """The file shortened so that the tensors `outputs` are its only outputs.
 
-        The operator that makes the tensor becomes the last one. Only two vectors' lengths and one
-        element change, so every runtime reads the result.
+        The operator that makes the last of them becomes the last one. Their numbers are written
+        behind the end of the file, so every runtime reads the result.
         """
-        last = next((op.index for op in self.operators if output in op.outputs), None)
-        if last is None:
-            raise ValueError(f"no operator makes tensor {output}")
+        makers = {number: op.index for op in self.operators for number in op.outputs}
+        missing = [number for number in outputs if number not in makers]
+        if missing or not outputs:
+            raise ValueError(f"no operator makes tensor {missing}")
         data = bytearray(self.data)
-        outputs_at, _ = self._subgraph.vector(SubGraphSlot.OUTPUTS, 4)
         operators_at, _ = self._subgraph.vector(SubGraphSlot.OPERATORS, 4)
-        _write_u32(data, outputs_at - 4, 1)
-        _write_u32(data, outputs_at, output)
-        _write_u32(data, operators_at - 4, last + 1)
+        _write_u32(data, operators_at - 4, max(makers[number] for number in outputs) + 1)
+        data.extend(bytes(-len(data) % 4))
+        field = self._subgraph.scalar_offset(SubGraphSlot.OUTPUTS)
+        _write_u32(data, field, len(data) - field)
+        for number in (len(outputs), *outputs):
+            data.extend(number.to_bytes(4, "little"))
         return bytes(data)
 
     def is_shared(self, index: int) -> bool:

@@ -11,7 +11,7 @@ from fedlearn.model import Model, Operator
 from fedlearn.model.flatbuffer import Table
 from fedlearn.model.schema import Activation, Padding
 from fedlearn.trainer.exact import Real, product
-from fedlearn.trainer.layer import WeightedLayer
+from fedlearn.trainer.weighted import WeightedLayer
 from fedlearn.trainer.window import Axis, Window
 
 

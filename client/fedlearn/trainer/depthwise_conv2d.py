@@ -11,8 +11,8 @@ from fedlearn.model.schema import Activation, Padding
 from fedlearn.runtime import is_litert
 from fedlearn.trainer.conv2d import convolution_options
 from fedlearn.trainer.exact import Real
-from fedlearn.trainer.layer import WeightedLayer
 from fedlearn.trainer.requantisation import Arithmetic
+from fedlearn.trainer.weighted import WeightedLayer
 from fedlearn.trainer.window import Axis, Window
 
 
@@ -36,10 +36,10 @@ class DepthwiseConv2D(WeightedLayer):
             Axis(width, columns, options.scalar(1, "i", 0), options.scalar(5, "i", 1), padding),
         )
 
-    @staticmethod
-    def usual() -> Arithmetic:
+    def arithmetics(self) -> tuple[Arithmetic, ...]:
         """The one kernel in which the two runtimes round differently."""
-        return Arithmetic.TWICE_VECTORS if is_litert() else Arithmetic.TWICE_AWAY
+        usual = Arithmetic.TWICE_VECTORS if is_litert() else Arithmetic.TWICE_AWAY
+        return (usual, *super().arithmetics())
 
     def _activation(self) -> Activation:
         return Activation(convolution_options(self.operator).scalar(4, "b"))

@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 
 from fedlearn.model.schema import Activation
 from fedlearn.trainer.exact import Real, product
-from fedlearn.trainer.layer import WeightedLayer
+from fedlearn.trainer.weighted import WeightedLayer
 
 
 class FullyConnected(WeightedLayer):

@@ -10,8 +10,9 @@ from pathlib import Path
 from fedlearn.dataset import Dataset
 from fedlearn.durable import write_durably
 from fedlearn.errors import MissingFileError, ModelError
-from fedlearn.model import Model, trainable_tensors
+from fedlearn.model import Model
 from fedlearn.runtime import Evaluation, evaluate
+from fedlearn.trainer.tails import trainable_tensors
 from fedlearn.trainer.training import Progress, train
 from fedlearn.wire.messages import TrainingPlan
 

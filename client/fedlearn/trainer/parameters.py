@@ -32,14 +32,16 @@ class Parameter:
     """
 
     def __init__(self, values: NDArray[np.int8] | NDArray[np.int32]) -> None:
+        self._dtype = values.dtype
         is_weight = values.dtype == np.int8
         self._limit = (WEIGHT_LIMIT if is_weight else BIAS_LIMIT) * _ONE
-        work = np.float32 if is_weight else np.float64
-        store = np.int16 if is_weight else np.int64
-        self._dtype = values.dtype
-        self._fixed: NDArray[Any] = np.left_shift(values, FRACTION_BITS, dtype=store)
-        self._scratch: NDArray[Any] = np.empty(values.shape, work)
-        self.grid: NDArray[Any] = values.astype(work)
+        self.grid: NDArray[Any] = values.astype(np.float32 if is_weight else np.float64)
+
+    def thaw(self) -> None:
+        """Make it trainable; a frozen one needs half of the memory."""
+        store = np.int16 if self._dtype == np.int8 else np.int64
+        self._fixed: NDArray[Any] = (self.grid * _ONE).astype(store)
+        self._scratch: NDArray[Any] = np.empty(self.grid.shape, self.grid.dtype)
 
     def step(self, gradient: Real, rate: NDArray[np.float64] | float) -> None:
         """Subtract `rate * gradient` grid steps; `rate` broadcasts against the shape."""

@@ -15,8 +15,7 @@ from numpy.typing import NDArray
 from fedlearn.errors import TrainerError
 from fedlearn.model import Model
 from fedlearn.runtime import Session, runtime_name
-from fedlearn.trainer.layer import Layer, WeightedLayer
-from fedlearn.trainer.requantisation import Arithmetic
+from fedlearn.trainer.layer import Array, Layer
 from fedlearn.trainer.tail import Tail
 
 # Roundings differ in one output of some thousand. Where so few samples do not tell two apart, the
@@ -38,22 +37,21 @@ def calibrate(
     TrainerError naming the operator when no arithmetic reproduces the runtime's output.
     """
     inputs = inputs[:samples]
-    x = tail.centred(tail.features(inputs, delegates=delegates))
-    for layer in tail.layers:
-        session = Session(model.cut(layer.output.index), delegates=delegates)
-        expected = session.run(inputs).astype(np.float32) - layer.output.zero_point
-        x = _matched(layer, x, expected)
+    session = Session(model.cut([layer.output.index for layer in tail.layers]), delegates=delegates)
+    made = session.run_all(inputs)
+    values = tail.centred(tail.features(inputs, delegates=delegates))
+    for layer, raw in zip(tail.layers, made, strict=True):
+        x = tuple(values[tensor.index] for tensor in layer.inputs)
+        expected = raw.astype(np.float32) - layer.output.zero_point
+        values[layer.output.index] = _matched(layer, x, expected)
 
 
-def _matched(
-    layer: Layer, x: NDArray[np.float32], expected: NDArray[np.float32]
-) -> NDArray[np.float32]:
+def _matched(layer: Layer, x: tuple[Array, ...], expected: Array) -> Array:
     """The layer's output, equal to `expected` in every bit."""
-    if not isinstance(layer, WeightedLayer):
-        return layer.forward(x)
-    for arithmetic in (layer.usual(), *Arithmetic):
-        layer.arithmetic = arithmetic
-        y = layer.forward(x)
+    for arithmetic in layer.arithmetics() or (None,):
+        if arithmetic is not None:
+            layer.choose(arithmetic)
+        y = layer.forward(*x)
         if np.array_equal(y.ravel(), expected.ravel()):
             return y
     raise TrainerError(

@@ -1,5 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The trained part of a model: a chain of layers behind a frozen prefix."""
+"""The trained part of a model: the operators that depend on what is trained.
+
+What does not depend on it is the frozen prefix, which the real interpreter runs; also a branch that
+joins the tail later. So a tail is a graph: it has one entry for each tensor that the prefix hands
+over, and errors of a tensor that several operators read add up.
+"""
 
 from __future__ import annotations
 
@@ -13,70 +18,67 @@ from fedlearn.errors import ModelError, UnsupportedOperatorError
 from fedlearn.model import Model, Operator
 from fedlearn.model.schema import Activation
 from fedlearn.runtime import Session
-from fedlearn.trainer.conv2d import Conv2D
-from fedlearn.trainer.depthwise_conv2d import DepthwiseConv2D
-from fedlearn.trainer.fully_connected import FullyConnected
-from fedlearn.trainer.layer import Layer, WeightedLayer
+from fedlearn.trainer.layer import Array, Layer
+from fedlearn.trainer.operators import LAYERS
 from fedlearn.trainer.reshape import Reshape
+from fedlearn.trainer.weighted import WeightedLayer
 
-LAYERS: dict[str, type[Layer]] = {
-    "FULLY_CONNECTED": FullyConnected,
-    "CONV_2D": Conv2D,
-    "DEPTHWISE_CONV_2D": DepthwiseConv2D,
-    "RESHAPE": Reshape,
-}
+# Int8 values of the tensors that the prefix hands over, (N, ...) each.
+Features = tuple[NDArray[np.int8], ...]
+Values = dict[int, NDArray[np.int8] | NDArray[np.int32]]
+
+
+def take(features: Features, rows: NDArray[np.int64]) -> Features:
+    """The features of the samples with these numbers."""
+    return tuple(each[rows] for each in features)
+
+
+def depending(model: Model, operators: Collection[int]) -> tuple[Operator, ...]:
+    """The operators with these numbers and all that use what they make, in execution order."""
+    made: set[int] = set()
+    found = []
+    for operator in model.operators:
+        if operator.index in operators or made.intersection(operator.inputs):
+            found.append(operator)
+            made.update(operator.outputs)
+    return tuple(found)
 
 
 class Tail:
-    """The operators from the first one that is trained to the logits.
+    """The operators from the first one that is trained to the outputs that a loss judges.
 
-    The logits are the accumulators of the last layer with weights; a SOFTMAX behind it belongs to
-    the loss.
+    These outputs are the accumulators of a last layer with weights, else the last int8 tensor in
+    real units. An operator that the loss takes into itself (a SOFTMAX, a LOGISTIC) is left out.
     """
 
-    def __init__(self, model: Model, tensors: Collection[int]) -> None:
+    def __init__(
+        self, model: Model, tensors: Collection[int], *, absorbed: str | None = "SOFTMAX"
+    ) -> None:
         """Build the layers that train the tensors with these numbers.
 
         Raises UnsupportedOperatorError when a tensor is no weight or bias of this model, or when an
         operator between it and the output cannot be trained.
         """
         self._model = model
-        start = self._first_operator(model, tensors)
-        operators = list(model.operators[start:])
-        if operators[-1].name == "SOFTMAX":
+        wanted = set(tensors)
+        users = [op.index for op in model.operators if wanted.intersection(op.inputs[1:3])]
+        if not users:
+            raise UnsupportedOperatorError("the model has none of the tensors that are to train")
+        operators = [op for op in depending(model, users) if op.index <= model.exit_operator]
+        if operators and operators[-1].name == absorbed:
             operators.pop()
         try:
             self.layers = [self._layer(operator) for operator in operators]
-        except (IndexError, ValueError) as error:  # shapes or options that no converter writes
+        except (IndexError, ValueError, OverflowError) as error:
+            # Shapes or options that no converter writes.
             raise ModelError(f"the model is damaged: {error}") from error
-        for before, behind in zip(self.layers, self.layers[1:], strict=False):
-            if behind.input.index != before.output.index:
-                raise UnsupportedOperatorError(
-                    f"operator {behind.operator.index} ({behind.operator.name}) does not follow "
-                    "the one before it: branches cannot be trained",
-                    hint="choose a shorter tail",
-                )
-        last = self.layers[-1]
-        if not isinstance(last, WeightedLayer):
-            raise UnsupportedOperatorError(
-                f"the network ends with {last.operator.name}, not with a layer that has weights"
-            )
-        if prod(last.output.shape[1:-1]) != 1 or last.activation is not Activation.NONE:
-            raise UnsupportedOperatorError(
-                f"operator {last.operator.index} ({last.operator.name}) does not end in one row of "
-                "logits a sample: it has places, or an activation fused",
-                hint="the network must end with a plain layer, or a SOFTMAX behind one",
-            )
-        self.logits_layer = last
-        self._mark(tensors)
-
-    @staticmethod
-    def _first_operator(model: Model, tensors: Collection[int]) -> int:
-        wanted = set(tensors)
-        places = [op.index for op in model.operators if wanted.intersection(op.inputs[1:])]
-        if not places:
-            raise UnsupportedOperatorError("the model has none of the tensors that are to train")
-        return min(places)
+        self._mark(wanted)
+        self._made = {layer.output.index for layer in self.layers}
+        self.entries, self._constants = self._sources()
+        self._head = self._find_head()
+        self._last_use = {
+            tensor.index: at for at, layer in enumerate(self.layers) for tensor in layer.inputs
+        }
 
     def _layer(self, operator: Operator) -> Layer:
         kind = LAYERS.get(operator.name)
@@ -87,65 +89,117 @@ class Tail:
             )
         return kind(self._model, operator)
 
-    def _mark(self, tensors: Collection[int]) -> None:
-        left = set(tensors)
-        for layer in self.layers:
-            if isinstance(layer, WeightedLayer):
-                layer.trains_weight = layer.weight_index in left
-                layer.trains_bias = layer.bias_index in left
-                left -= {layer.weight_index, layer.bias_index}
+    def _mark(self, left: set[int]) -> None:
+        for layer in self.weighted:
+            left = left - layer.mark(left)
         if left:
             raise UnsupportedOperatorError(
                 f"tensors {sorted(left)} are no weights or biases of the tail"
             )
 
-    @property
-    def entry(self) -> int:
-        """Number of the tensor between prefix and tail."""
-        return self.layers[0].input.index
+    def _sources(self) -> tuple[tuple[int, ...], dict[int, Array]]:
+        """Tensors that the prefix makes, and constants in the place of activations."""
+        entries: list[int] = []
+        constants: dict[int, Array] = {}
+        for layer in self.layers:
+            for tensor in layer.inputs:
+                if tensor.index in self._made or tensor.index in entries:
+                    continue
+                if tensor.is_constant:
+                    values = self._model.array(tensor.index).astype(np.float32)
+                    constants[tensor.index] = values - np.float32(tensor.zero_point)
+                else:
+                    entries.append(tensor.index)
+        return tuple(entries), constants
 
-    def features(self, inputs: NDArray[np.int8], *, delegates: bool = False) -> NDArray[np.int8]:
-        """What the frozen prefix makes of samples (N, ...): int8 values of the entry tensor.
+    def _find_head(self) -> int:
+        """The place of the layer whose outputs the loss judges; behind it only RESHAPEs follow."""
+        at = len(self.layers) - 1
+        while at > 0 and isinstance(self.layers[at], Reshape):
+            at -= 1
+        last = self.layers[at]
+        fine = isinstance(last, WeightedLayer) and last.activation is Activation.NONE
+        return at if fine else len(self.layers) - 1
+
+    @property
+    def weighted(self) -> list[WeightedLayer]:
+        """The layers with weights, in execution order."""
+        return [layer for layer in self.layers if isinstance(layer, WeightedLayer)]
+
+    @property
+    def outputs(self) -> int:
+        """Numbers that the loss judges for each sample."""
+        return prod(self.layers[self._head].output.shape[1:])
+
+    def features(self, inputs: NDArray[np.int8], *, delegates: bool = False) -> Features:
+        """What the frozen prefix makes of samples (N, ...): int8 values of the entry tensors.
 
         The real interpreter computes it, once: every epoch on these features costs only the tail.
         """
-        if self.entry in self._model.inputs:
-            return inputs
-        return Session(self._model.cut(self.entry), delegates=delegates).run(inputs)
+        start = self._model.entry
+        made = [number for number in self.entries if number != start]
+        computed: dict[int, NDArray[np.int8]] = {start: inputs}
+        if made:
+            session = Session(self._model.cut(made), delegates=delegates)
+            computed.update(zip(made, session.run_all(inputs), strict=True))
+        return tuple(computed[number] for number in self.entries)
 
-    def centred(self, features: NDArray[np.int8]) -> NDArray[np.float32]:
-        """Features as the first layer takes them: float32, without the zero point."""
-        first = self.layers[0].input
-        x = features.reshape(len(features), *first.shape[1:]).astype(np.float32)
-        x -= first.zero_point
-        return x
+    def centred(self, features: Features) -> dict[int, Array]:
+        """Features and constants as layers take them: float32, without the zero points."""
+        values = dict(self._constants)
+        for number, raw in zip(self.entries, features, strict=True):
+            tensor = self._model.tensors[number]
+            x = raw.reshape(len(raw), *tensor.shape[1:]).astype(np.float32)
+            x -= tensor.zero_point
+            values[number] = x
+        return values
 
-    def forward(self, features: NDArray[np.int8]) -> NDArray[np.float32]:
-        """Logits float32 (N, C) in real units for a batch of features."""
-        x = self.centred(features)
-        for layer in self.layers[:-1]:
-            x = layer.forward(x)
-        return self.logits_layer.logits(x)
+    def forward(self, features: Features) -> Array:
+        """Outputs float32 (N, C) in real units for a batch of features."""
+        values = self.centred(features)
+        for at, layer in enumerate(self.layers[: self._head + 1]):
+            x = tuple(values[tensor.index] for tensor in layer.inputs)
+            for tensor in layer.inputs:  # a batch's activations are most of the memory
+                if self._last_use[tensor.index] == at:
+                    values.pop(tensor.index, None)
+            if at == self._head and isinstance(layer, WeightedLayer) and self._is_fine(layer):
+                y = layer.logits(*x)
+            else:
+                y = layer.forward(*x)
+                if at == self._head:
+                    y = y * np.float32(layer.output.scale)
+            values[layer.output.index] = y
+        return y.reshape(len(features[0]), -1)
 
-    def backward(self, errors: NDArray[np.float32]) -> None:
-        """Leave in each layer the gradients for errors (N, C) of the logits."""
-        below: NDArray[np.float32] | None = errors
-        for layer in reversed(self.layers):
-            if below is not None:
-                below = layer.backward(below, to_input=layer is not self.layers[0])
+    @staticmethod
+    def _is_fine(layer: WeightedLayer) -> bool:
+        return layer.activation is Activation.NONE
+
+    def backward(self, errors: Array) -> None:
+        """Leave in each layer the gradients for errors (N, C) of the outputs."""
+        head = self.layers[self._head]
+        pending = {head.output.index: errors.reshape(len(errors), *head.output.shape[1:])}
+        for layer in reversed(self.layers[: self._head + 1]):
+            own = pending.pop(layer.output.index, None)
+            if own is None:
+                continue
+            wanted = tuple(tensor.index in self._made for tensor in layer.inputs)
+            for tensor, below in zip(layer.inputs, layer.backward(own, wanted), strict=True):
+                if below is None or tensor.index not in self._made:
+                    continue
+                known = pending.get(tensor.index)
+                pending[tensor.index] = below if known is None else known + below
 
     def update(self, rate: float) -> None:
         """One SGD step; `rate` is the learning rate over the batch size."""
-        for layer in self.layers:
-            if isinstance(layer, WeightedLayer):
-                layer.update(rate)
+        for layer in self.weighted:
+            layer.update(rate)
 
-    def trained(self) -> dict[int, NDArray[np.int8] | NDArray[np.int32]]:
+    def trained(self) -> Values:
         """Tensor number -> its values now, in the tensor's dtype and shape."""
-        values: dict[int, NDArray[np.int8] | NDArray[np.int32]] = {}
-        for layer in self.layers:
-            if isinstance(layer, WeightedLayer):
-                values.update(layer.trained())
+        values: Values = {}
+        for layer in self.weighted:
+            values.update(layer.trained())
         return {
             index: array.reshape(self._model.tensors[index].shape)
             for index, array in values.items()
@@ -153,8 +207,4 @@ class Tail:
 
     def multiply_adds(self) -> int:
         """Multiply-adds of one sample's forward pass through the tail."""
-        return sum(
-            prod(layer.output.shape[1:]) * layer.weight.grid.size // layer.output.shape[-1]
-            for layer in self.layers
-            if isinstance(layer, WeightedLayer)
-        )
+        return sum(layer.multiply_adds() for layer in self.weighted)

@@ -15,7 +15,7 @@ from fedlearn.model import Model
 from fedlearn.trainer.loss import softmax_cross_entropy
 from fedlearn.trainer.order import sample_order
 from fedlearn.trainer.selftest import calibrate
-from fedlearn.trainer.tail import Tail
+from fedlearn.trainer.tail import Features, Tail, take
 from fedlearn.wire.messages import TrainingPlan
 
 LOSSES = ("softmax_cross_entropy",)
@@ -85,7 +85,7 @@ def train(
         # Batches of equal size: the mean gradient of a remainder of two samples, taken at the full
         # learning rate, has been seen to undo a round's training.
         for batch, rows in enumerate(np.array_split(order, batches)):
-            loss += _step(tail, features[rows], labels[rows], plan.learning_rate)
+            loss += _step(tail, take(features, rows), labels[rows], plan.learning_rate)
             seen += len(rows)
             if progress:
                 progress(epoch, (epoch + (batch + 1) / batches) / plan.epochs, loss / seen)
@@ -93,9 +93,7 @@ def train(
     return Training(tail.trained(), before, after, len(labels))
 
 
-def _step(
-    tail: Tail, features: NDArray[np.int8], labels: NDArray[np.int64], learning_rate: float
-) -> float:
+def _step(tail: Tail, features: Features, labels: NDArray[np.int64], learning_rate: float) -> float:
     """One step on one batch; returns the summed loss before it."""
     judgement = softmax_cross_entropy(tail.forward(features), labels)
     tail.backward(judgement.errors)
@@ -104,11 +102,11 @@ def _step(
 
 
 def _judge(
-    tail: Tail, features: NDArray[np.int8], labels: NDArray[np.int64], rows: NDArray[np.int64]
+    tail: Tail, features: Features, labels: NDArray[np.int64], rows: NDArray[np.int64]
 ) -> Quality:
     loss, hits = 0.0, 0
     for batch in np.array_split(rows, -(-len(rows) // _JUDGED_BATCH)):
-        judgement = softmax_cross_entropy(tail.forward(features[batch]), labels[batch])
+        judgement = softmax_cross_entropy(tail.forward(take(features, batch)), labels[batch])
         loss += judgement.loss
         hits += judgement.hits
     return Quality(loss / len(rows), hits / len(rows))

@@ -61,6 +61,9 @@ Seed = Annotated[int, Range(0, 2**64 - 1)]
 Share = Annotated[float, Range(0.0, 1.0)]
 Seconds = Annotated[float, Range(0.0, 1e9)]  # 30 years: whatever is longer is a mistake
 Dtype = Annotated[str, Pattern("int8|int32")]
+Schedule = Annotated[str, Pattern("constant|linear|cosine")]
+ErrorType = Annotated[str, Pattern("int8|float32")]
+FractionBits = Annotated[int, Range(0, 8)]
 
 
 class Encoding(IntEnum):
@@ -90,12 +93,31 @@ class TrainableTensor:
 
 @dataclass(frozen=True, slots=True)
 class TrainingPlan:
-    """How a device trains: the hyper-parameters of the local SGD."""
+    """How a device trains: the hyper-parameters of the local SGD.
+
+    `steps` of SGD, where it is not 0, end the training before or after `epochs` passes.
+    `schedule` is how the learning rate goes from its value to 0 over the training. `proximal` is
+    the mu of FedProx, which pulls weights back to the round's model (Li et al. 2020). `clip_norm`
+    bounds the l2 norm of a batch's mean gradient in real units; 0: none. `class_weights` are
+    factors of the classes' losses; empty: all 1. `validation` is the share of the samples that is
+    held out to judge with; `patience` ends the training after so many epochs without a better loss
+    on them, and the best epoch's weights are the result; 0: never. Weights have `fraction_bits`
+    while they train (8, or 0 with stochastic rounding). `errors` is the type of the error tensors.
+    """
 
     loss: str
     epochs: Positive
     batch_size: Positive
     learning_rate: float
+    steps: Count = 0
+    schedule: Schedule = "constant"
+    proximal: float = 0.0
+    clip_norm: float = 0.0
+    class_weights: tuple[float, ...] = ()
+    validation: Share = 0.0
+    patience: Count = 0
+    fraction_bits: FractionBits = 8
+    errors: ErrorType = "int8"
 
 
 @dataclass(frozen=True, slots=True)
@@ -162,15 +184,35 @@ class Wait:
 
 @dataclass(frozen=True, slots=True)
 class Metrics:
-    """What a device tells of its training. Losses in nats, accuracies in 0..1."""
+    """What a device tells of its training.
+
+    Losses are in the unit of the task's loss, nats for those of classifiers; accuracies in 0..1,
+    None where the loss knows none. `accuracy_personal` is that of the copy which the device
+    fine-tuned for itself, on the samples on which `accuracy_before` judges the round's model.
+    """
 
     loss_before: float
     loss_after: float
-    accuracy_before: Share
-    accuracy_after: Share
     train_s: Seconds  # wall seconds, from the order to the encoded update
     cpu_s: Seconds
     peak_rss_bytes: Count
+    accuracy_before: Share | None = None
+    accuracy_after: Share | None = None
+    accuracy_personal: Share | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class ActivationRange:
+    """What an int8 activation would have to hold on this device's data, in real units.
+
+    `index` is the tensor's number; `low` and `high` are the least and the greatest value before
+    int8 cut it off, `clipped` the share of the values that it did cut off.
+    """
+
+    index: Count
+    low: float
+    high: float
+    clipped: Share
 
 
 @dataclass(frozen=True, slots=True)
@@ -192,7 +234,8 @@ class Update:
     device: Name
     samples: Count
     metrics: Metrics
-    tensors: tuple[EncodedTensor, ...]
+    tensors: tuple[EncodedTensor, ...]  # those that were trained; a small device may leave some out
+    ranges: tuple[ActivationRange, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,8 +16,9 @@ from hypothesis import strategies as st
 from fedlearn.dataset import Dataset
 from fedlearn.errors import FedlearnError, ModelError, UnsupportedOperatorError
 from fedlearn.inspect import inspect_model
-from fedlearn.model import Model, trainable_tensors
+from fedlearn.model import Model
 from fedlearn.runtime import Session, _interpreter_module, evaluate
+from fedlearn.trainer.tails import trainable_tensors
 from fedlearn_demo.digits import MODEL_PATH
 from tests.client.networks import Network, fully_connected, layer, softmax
 
@@ -66,7 +67,7 @@ def test_patch_of_another_shape_is_refused(digits: Model) -> None:
 def test_cut_gives_the_inner_tensor(digits: Model, digits_test: Dataset) -> None:
     """What follows the cut, run by hand on its output, gives the whole network's answer."""
     softmax_input = digits.operators[-1].inputs[0]
-    logits = Session(digits.cut(softmax_input)).run(digits_test.inputs[:200])
+    logits = Session(digits.cut([softmax_input])).run(digits_test.inputs[:200])
     answers = Session(digits.data).run(digits_test.inputs[:200])
     assert logits.shape == answers.shape
     # Softmax keeps the order; ties in int8 answers are decided by the logits.

@@ -17,13 +17,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fedlearn.errors import TrainerError
-from fedlearn.model import Model, trainable_tensors
+from fedlearn.model import Model
 from fedlearn.runtime import Session, is_litert
 from fedlearn.trainer.exact import EXACT_TERMS, product
-from fedlearn.trainer.layer import WeightedLayer
+from fedlearn.trainer.operators import LAYERS
 from fedlearn.trainer.requantisation import Arithmetic
 from fedlearn.trainer.selftest import calibrate
-from fedlearn.trainer.tail import LAYERS, Tail
+from fedlearn.trainer.tail import Tail
+from fedlearn.trainer.tails import trainable_tensors
+from fedlearn.trainer.weighted import WeightedLayer
 from tests.client.networks import Network, convolution, depthwise, fully_connected, layer
 
 CONV, DEPTHWISE, DENSE = (
@@ -122,7 +124,7 @@ def _assert_same_bits(network: Network, seed: int, *, delegates: bool) -> None:
     model, found = _layer(network)
     shape = model.tensors[0].shape[1:]
     inputs = np.random.default_rng(seed).integers(-128, 128, (120, *shape)).astype(np.int8)
-    found.arithmetic = _arithmetic(found.operator.name, delegates=delegates)
+    found.choose(_arithmetic(found.operator.name, delegates=delegates))
     expected = Session(model.data, delegates=delegates).run(inputs)
     got = found.forward(_centred(found, inputs)) + found.output.zero_point
     np.testing.assert_array_equal(got, expected)
@@ -192,10 +194,10 @@ def test_the_whole_digits_network_is_bit_exact(digits: Model, digits_test: Any) 
     tail = Tail(digits, [tensor.index for tensor in trainable_tensors(digits, "all")])
     for delegates in (False, True):
         calibrate(tail, digits, digits_test.inputs, samples=1000, delegates=delegates)
-        x = tail.centred(digits_test.inputs)
+        (x,) = tail.centred((digits_test.inputs,)).values()
         for part in tail.layers:
             x = part.forward(x)
-            session = Session(digits.cut(part.output.index), delegates=delegates)
+            session = Session(digits.cut([part.output.index]), delegates=delegates)
             expected = session.run(digits_test.inputs)
             np.testing.assert_array_equal(x + part.output.zero_point, expected)
 
@@ -205,9 +207,9 @@ def test_a_wrong_arithmetic_is_seen(digits: Model, digits_test: Any) -> None:
     tail = Tail(digits, [tensor.index for tensor in trainable_tensors(digits, "all")])
     first = tail.layers[0]
     assert isinstance(first, WeightedLayer)
-    first.arithmetic = Arithmetic.FLOAT32
-    got = first.forward(tail.centred(digits_test.inputs)) + first.output.zero_point
-    expected = Session(digits.cut(first.output.index)).run(digits_test.inputs)
+    first.choose(Arithmetic.FLOAT32)
+    got = first.forward(*tail.centred((digits_test.inputs,)).values()) + first.output.zero_point
+    expected = Session(digits.cut([first.output.index])).run(digits_test.inputs)
     assert (got != expected).any()
     assert np.abs(got - expected).max() == 1
 
@@ -216,8 +218,10 @@ def test_the_self_test_refuses_a_runtime_that_computes_otherwise(
     digits: Model, digits_test: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     tail = Tail(digits, [tensor.index for tensor in trainable_tensors(digits, "all")])
-    real = Session.run
-    monkeypatch.setattr(Session, "run", lambda self, x: np.clip(real(self, x), -127, 126))
+    real = Session.run_all
+    monkeypatch.setattr(
+        Session, "run_all", lambda self, x: tuple(np.clip(y, -127, 126) for y in real(self, x))
+    )
     with pytest.raises(TrainerError, match=r"operator 0 \(CONV_2D\)"):
         calibrate(tail, digits, digits_test.inputs)
 
@@ -327,12 +331,12 @@ def test_a_step_follows_the_gradient_in_real_units(kind: int) -> None:
     assert scales.max() / scales.min() > 2
     shape = model.tensors[0].shape[1:]
     x = rng.integers(-100, 101, (6, *shape))
-    found.trains_weight = found.trains_bias = True
+    found.mark({found.weight_index, found.bias_index})
     found.logits(x.astype(np.float32))  # not clamped: every error passes
     errors = rng.normal(0, 1, (6, *found.output.shape[1:])).astype(np.float32)
     before = found.weight._fixed.astype(np.float64) / 256
     bias_before = found.bias._fixed.astype(np.float64) / 256
-    found.backward(errors, to_input=False)
+    found.backward(errors, (False,))
     rate = 1e-4
     found.update(rate)
 

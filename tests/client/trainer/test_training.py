@@ -24,16 +24,17 @@ from fedlearn.errors import (
     TrainerError,
     UnsupportedOperatorError,
 )
-from fedlearn.model import Model, trainable_tensors
+from fedlearn.model import Model
 from fedlearn.runtime import evaluate
-from fedlearn.trainer import layer
-from fedlearn.trainer.layer import WeightedLayer
+from fedlearn.trainer import weighted
 from fedlearn.trainer.local import train_file
 from fedlearn.trainer.loss import softmax_cross_entropy
 from fedlearn.trainer.order import device_seed, philox, sample_order
 from fedlearn.trainer.selftest import calibrate
 from fedlearn.trainer.tail import Tail
+from fedlearn.trainer.tails import trainable_tensors
 from fedlearn.trainer.training import Training, train
+from fedlearn.trainer.weighted import WeightedLayer
 from fedlearn.wire.messages import TrainingPlan
 
 PLAN = TrainingPlan("softmax_cross_entropy", epochs=1, batch_size=32, learning_rate=0.1)
@@ -143,7 +144,7 @@ def test_gradients_point_where_finite_differences_do(digits: Model, digits_train
     numbers = _numbers(digits, "all")
     tail = Tail(digits, numbers)
     calibrate(tail, digits, data.inputs)
-    judged = softmax_cross_entropy(tail.forward(data.inputs), data.labels)
+    judged = softmax_cross_entropy(tail.forward((data.inputs,)), data.labels)
     tail.backward(judged.errors)
     rng = np.random.default_rng(3)
     weights = {number: digits.array(number).astype(np.float64) for number in numbers}
@@ -216,7 +217,7 @@ def test_it_learns_the_digits_that_the_model_has_not_seen(
             np.testing.assert_array_equal(digits.array(number), after)
 
 
-@pytest.mark.parametrize("limit", [layer.LARGEST_STEP, 1e9], ids=["clipped", "control"])
+@pytest.mark.parametrize("limit", [weighted.LARGEST_STEP, 1e9], ids=["clipped", "control"])
 def test_a_far_too_large_learning_rate_does_not_kill_the_model(
     digits: Model,
     digits_train: Dataset,
@@ -224,7 +225,7 @@ def test_a_far_too_large_learning_rate_does_not_kill_the_model(
     limit: float,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(layer, "LARGEST_STEP", limit)
+    monkeypatch.setattr(weighted, "LARGEST_STEP", limit)
     plan = replace(PLAN, learning_rate=0.4, batch_size=16)
     training = train(digits, _numbers(digits, "all"), digits_train, plan, seed=7)
     accuracy = evaluate(digits.patched(training.values), digits_test).accuracy

@@ -15,8 +15,9 @@ import pytest
 
 from fedlearn.dataset import Dataset
 from fedlearn.jobs import Done, Failed, JobMessage, PatchJob, Progress, TrainJob, receive, send
-from fedlearn.model import Model, trainable_tensors
+from fedlearn.model import Model
 from fedlearn.trainer.order import device_seed
+from fedlearn.trainer.tails import trainable_tensors
 from fedlearn.trainer.training import train
 from fedlearn.wire import codec
 from fedlearn.wire.delta import decode_delta, encode_difference

@@ -1,0 +1,189 @@
+# SPDX-License-Identifier: Apache-2.0
+"""FULLY_CONNECTED and the convolutions: a sum of products, a bias, a clamp."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Collection
+from math import prod
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fedlearn.errors import ModelError
+from fedlearn.model import Model, Operator, Tensor
+from fedlearn.model.schema import Activation
+from fedlearn.trainer.exact import Real
+from fedlearn.trainer.layer import Array, Layer, clamp
+from fedlearn.trainer.parameters import Parameter
+from fedlearn.trainer.requantisation import Arithmetic, Requantiser
+
+# No weight moves by more than this many of its 254 grid steps in one SGD step: a layer's step that
+# would is scaled down as a whole. Without it one batch far from what the model knows (a new class,
+# whose logits are off by 30) can kill every ReLU of a layer for good. Clipping the update and not
+# the gradient is due to Shazeer and Stern 2018 ("Adafactor", section 6); the largest element as the
+# norm is exact in any order of summation.
+LARGEST_STEP = 8.0
+
+
+class WeightedLayer(Layer):
+    """What the operators with weights share.
+
+    With the centred input x, errors dy of the real output and scales s_x, s_w[c]: the gradient of
+    a real weight is s_x dy^T x, and a step of the grid is s_w[c] real units, so SGD with rate lr
+    moves w_q by (lr / s_w[c]) s_x dy^T x. That is the quantisation-aware scaling of Lin et al.
+    2022 ("On-Device Training Under 256KB Memory"). The straight-through estimator stands for the
+    rounding; where the clamp holds the output, errors stop.
+    """
+
+    # Where output channels lie in the weight tensor.
+    channel_axis = 0
+    # The axis of the arranged weight that a sum runs over.
+    terms_axis = 1
+
+    def __init__(self, model: Model, operator: Operator) -> None:
+        super().__init__(model, operator)
+        weight = model.tensors[operator.inputs[1]]
+        bias = operator.inputs[2] if len(operator.inputs) > 2 else -1
+        self.weight_index, self.bias_index = weight.index, bias
+        self.weight = Parameter(self._arranged(model.array(weight.index)))
+        channels = self.output.shape[-1]
+        self._check(weight, channels)
+        self._weight_scales = weight.scales
+        has_bias = bias >= 0 and model.tensors[bias].is_constant
+        if has_bias and model.tensors[bias].shape != (channels,):
+            raise ModelError(f"{model.tensors[bias].name}: not one bias for each channel")
+        self.bias = Parameter(model.array(bias) if has_bias else np.zeros(channels, np.int32))
+        self.activation = self._activation()
+        self.lowest, self.highest = clamp(operator, self.output, self.activation)
+        self.choose(self.arithmetics()[0])
+        self._input_scale = self.input.scale
+        self._logit_scales = (self.input.scales * self._weight_scales).astype(np.float32)
+        self.trains_weight = self.trains_bias = False
+        self._weight_gradient: Real | None = None
+        self._bias_gradient: NDArray[np.float64] | None = None
+        self._error_scale = 1.0
+        # Where the clamp let the last output through; None: there was no clamp.
+        self._open: NDArray[np.bool_] | None = None
+
+    def _check(self, weight: Tensor, channels: int) -> None:
+        if weight.shape[self.channel_axis] != channels:
+            raise ModelError(f"{weight.name}: {weight.shape} weights for {channels} channels")
+        per_channel = len(weight.scales) > 1
+        if per_channel and (weight.axis != self.channel_axis % len(weight.shape)):
+            raise ModelError(f"{weight.name}: scales along axis {weight.axis} are not supported")
+        if per_channel and len(weight.scales) != channels:
+            raise ModelError(f"{weight.name}: {len(weight.scales)} scales, {channels} channels")
+
+    def arithmetics(self) -> tuple[Arithmetic, ...]:
+        """Every rounding there is: kernels differ by runtime, delegate and machine."""
+        return tuple(Arithmetic)
+
+    def choose(self, arithmetic: Arithmetic) -> None:
+        """Requantise as a kernel does that rounds so."""
+        self._requantise = Requantiser(
+            arithmetic, self.input.scales, self._weight_scales, self.output.scales
+        )
+
+    @abstractmethod
+    def _activation(self) -> Activation:
+        """The fused activation in the operator's options."""
+
+    def _arranged(self, weight: NDArray[np.int8] | NDArray[np.int32]) -> NDArray[np.int8]:
+        """The weight tensor as a matrix, (C, K); its values keep the order of the file."""
+        return weight.reshape(weight.shape[0], -1).astype(np.int8, copy=False)
+
+    @abstractmethod
+    def _accumulate(self, x: NDArray[np.float32]) -> Real:
+        """The sums of products as rows (R, C), exact; keeps what the gradients need."""
+
+    @abstractmethod
+    def _gradient(self, errors: NDArray[np.float32]) -> Real:
+        """Gradient of the arranged weight for integer errors (R, C), exact."""
+
+    @abstractmethod
+    def _to_input(self, errors: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Integer errors (R, C) through the weights to the shape of the input.
+
+        The same bits everywhere: exact, or added element by element in a fixed order.
+        """
+
+    def accumulator(self, x: NDArray[np.float32]) -> NDArray[np.float64]:
+        """The int32 accumulator, bias included, as float64 rows (R, C)."""
+        return np.add(self._accumulate(x), self.bias.grid, dtype=np.float64)
+
+    def forward(self, *inputs: Array) -> Array:
+        """The operator as the runtime computes it, bit by bit."""
+        (x,) = inputs
+        y = self._requantise(self.accumulator(x))
+        np.clip(y, self.lowest, self.highest, out=y)
+        self._open = (y > self.lowest) & (y < self.highest)
+        return y.reshape(len(x), *self.output.shape[1:])
+
+    def logits(self, x: Array) -> Array:
+        """Accumulators in real units, float32 (R, C): finer than the int8 output, not clamped."""
+        self._open = None
+        return self.accumulator(x).astype(np.float32) * self._logit_scales
+
+    def backward(self, errors: Array, wanted: tuple[bool, ...]) -> tuple[Array | None, ...]:
+        """Quantise the errors, keep the parameters' gradients, pass errors down."""
+        rows = errors.reshape(-1, self.output.shape[-1])
+        if self._open is not None:
+            rows = rows * self._open
+        integers, self._error_scale = self.quantise(rows)
+        if self.trains_weight:
+            self._weight_gradient = self._gradient(integers)
+        if self.trains_bias:
+            self._bias_gradient = integers.sum(axis=0, dtype=np.float64)
+        if not wanted[0]:
+            return (None,)
+        if len(self._weight_scales) == 1:
+            scale = self._error_scale * float(self._weight_scales[0])
+        else:
+            integers, scale = self.quantise(rows * self._weight_scales)
+        return (self._to_input(integers) * np.float32(scale),)
+
+    def update(self, rate: float) -> None:
+        """One SGD step on the gradients of the last `backward`; `rate` is lr / batch size."""
+        scales = self._weight_scales.astype(np.float64)
+        real = rate * self._error_scale
+        if self._weight_gradient is not None:
+            gradient, self._weight_gradient = self._weight_gradient, None
+            factors = real * self._input_scale / scales
+            reach = np.maximum(gradient.max(self.terms_axis), -gradient.min(self.terms_axis))
+            share = LARGEST_STEP / max(float((reach * factors).max()), LARGEST_STEP)
+            real *= share
+            self.weight.step(gradient, self._per_channel(factors * share))
+        if self._bias_gradient is not None:
+            self.bias.step(self._bias_gradient, real / (self._input_scale * scales))
+            self._bias_gradient = None
+
+    def _per_channel(self, factors: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Factors of the channels, shaped to broadcast against the arranged weight."""
+        return factors[:, None]
+
+    def mark(self, tensors: Collection[int]) -> set[int]:
+        """Train what is ours of the tensors with these numbers; returns it."""
+        self.trains_weight = self.weight_index in tensors
+        self.trains_bias = self.bias_index in tensors
+        marked = set()
+        if self.trains_weight:
+            marked.add(self.weight_index)
+            self.weight.thaw()
+        if self.trains_bias:
+            marked.add(self.bias_index)
+            self.bias.thaw()
+        return marked
+
+    def multiply_adds(self) -> int:
+        """Multiply-adds of one sample's forward pass."""
+        return prod(self.output.shape[1:-1]) * self.weight.grid.size
+
+    def trained(self) -> dict[int, NDArray[np.int8] | NDArray[np.int32]]:
+        """Tensor number -> values now, flat, of the parameters that are trained."""
+        values: dict[int, NDArray[np.int8] | NDArray[np.int32]] = {}
+        if self.trains_weight:
+            values[self.weight_index] = self.weight.values().ravel()
+        if self.trains_bias:
+            values[self.bias_index] = self.bias.values().ravel()
+        return values
