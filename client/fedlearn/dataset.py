@@ -71,7 +71,7 @@ class Dataset:
     @classmethod
     def from_arrays(cls, x: NDArray[np.generic], y: NDArray[np.generic], model: Model) -> Dataset:
         """Quantise arrays as `load` does."""
-        entry, exit_ = model.tensors[model.inputs[0]], model.tensors[model.outputs[0]]
+        entry, exit_ = model.tensors[model.entry], model.tensors[model.exit]
         shape, classes = entry.shape[1:], prod(exit_.shape[1:])
         if x.ndim == 0 or len(x) == 0:
             raise DatasetError("there are no samples", hint=_WRITE)

@@ -63,7 +63,7 @@ def is_litert() -> bool:
 
 
 class Session:
-    """An interpreter of one model with one input."""
+    """An interpreter of one model with one int8 input, such as a file or what `cut` makes of it."""
 
     def __init__(self, model: bytes, *, threads: int = 1, delegates: bool = False) -> None:
         """Open `model`; raises ModelError when the runtime cannot."""
@@ -116,13 +116,15 @@ def evaluate(
 ) -> Evaluation:
     """Judge a classifier by the real interpreter, as an application would run it.
 
-    Its output is either probabilities (the last operator is SOFTMAX) or logits.
+    Its output is either probabilities (the last operator is SOFTMAX) or logits. The samples are
+    int8 already, so float32 edges of the file are left out.
     """
     parsed = Model.parse(model)
-    output = parsed.tensors[parsed.outputs[0]]
-    raw = Session(model, threads=threads, delegates=delegates).run(dataset.inputs)
+    output = parsed.tensors[parsed.exit]
+    session = Session(parsed.cut([parsed.exit]), threads=threads, delegates=delegates)
+    raw = session.run(dataset.inputs)
     scores = (raw.reshape(len(raw), -1).astype(np.float64) - output.zero_point) * output.scale
-    if parsed.operators[-1].name != "SOFTMAX":
+    if parsed.operators[parsed.exit_operator].name != "SOFTMAX":
         scores = np.exp(scores - scores.max(axis=1, keepdims=True))
     # Probabilities in int8 do not quite sum to one.
     scores = np.maximum(scores, _LEAST_PROBABILITY)
