@@ -29,6 +29,7 @@ from fedlearn.model.graph import (
     tensor_numbers,
 )
 from fedlearn.model.schema import ModelSlot, SubGraphSlot
+from fedlearn.model.structure import verify
 from fedlearn.wire.messages import MAX_MODEL_BYTES
 
 
@@ -64,6 +65,7 @@ class Model:
         version = root.scalar(ModelSlot.VERSION, "I")
         if version != schema.SCHEMA_VERSION:
             raise ModelError(f"schema version {version} of .tflite is not supported, only 3")
+        verify(data)
         subgraphs = root.tables(ModelSlot.SUBGRAPHS, MAX_NODES)
         if len(subgraphs) != 1:
             raise ModelError(
