@@ -153,9 +153,9 @@ class Model:
         return self.inputs[0]
 
     @property
-    def exit_operator(self) -> int:
-        """The operator that makes the int8 answer."""
-        return len(self.operators) - 1
+    def exit(self) -> int:
+        """The int8 tensor that holds the answer."""
+        return self.outputs[0]
 
     @cached_property
     def digest(self) -> bytes:

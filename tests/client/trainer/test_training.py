@@ -28,7 +28,7 @@ from fedlearn.model import Model
 from fedlearn.runtime import evaluate
 from fedlearn.trainer import weighted
 from fedlearn.trainer.local import train_file
-from fedlearn.trainer.loss import softmax_cross_entropy
+from fedlearn.trainer.loss import SoftmaxCrossEntropy
 from fedlearn.trainer.order import device_seed, philox, sample_order
 from fedlearn.trainer.selftest import calibrate
 from fedlearn.trainer.tail import Tail
@@ -144,7 +144,7 @@ def test_gradients_point_where_finite_differences_do(digits: Model, digits_train
     numbers = _numbers(digits, "all")
     tail = Tail(digits, numbers)
     calibrate(tail, digits, data.inputs)
-    judged = softmax_cross_entropy(tail.forward((data.inputs,)), data.labels)
+    judged = SoftmaxCrossEntropy().judge(tail.forward((data.inputs,)), data.labels)
     tail.backward(judged.errors)
     rng = np.random.default_rng(3)
     weights = {number: digits.array(number).astype(np.float64) for number in numbers}
