@@ -15,9 +15,10 @@ from hypothesis import strategies as st
 
 from fedlearn.dataset import Dataset
 from fedlearn.errors import FedlearnError, ModelError, UnsupportedOperatorError
+from fedlearn.evaluation import evaluate
 from fedlearn.inspect import inspect_model
 from fedlearn.model import Model
-from fedlearn.runtime import Session, _interpreter_module, evaluate
+from fedlearn.runtime import Session, _interpreter_module
 from fedlearn.trainer.tails import trainable_tensors
 from fedlearn_demo.digits import MODEL_PATH
 from tests.client.networks import Network, fully_connected, layer, softmax

@@ -24,8 +24,8 @@ from fedlearn.errors import (
     TrainerError,
     UnsupportedOperatorError,
 )
+from fedlearn.evaluation import evaluate
 from fedlearn.model import Model
-from fedlearn.runtime import evaluate
 from fedlearn.trainer import weighted
 from fedlearn.trainer.local import train_file
 from fedlearn.trainer.loss import SoftmaxCrossEntropy
@@ -295,9 +295,7 @@ def test_training_a_file(digits_file: bytes, tmp_path: Path, digits_train: Datas
     model.write_bytes(digits_file)
     few = _few(digits_train)
     np.savez(data, x=few.inputs, y=few.labels)
-    result = train_file(
-        model, data, out, tail="all", epochs=1, batch_size=32, learning_rate=0.1, seed=7
-    )
+    result = train_file(model, data, out, PLAN, seed=7)
     assert hashlib.sha256(out.read_bytes()).hexdigest()[:16] == DIGESTS["all"]
     assert result.after.accuracy > result.before.accuracy + 0.1
     assert 0 < result.changed_weights < 52_138
