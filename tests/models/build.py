@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from fedlearn_demo.digits.build import KNOWN_CLASSES, SEED, train_keras
 from tests import models
-from tests.models import nets
+from tests.models import keywords, nets
 
 Floats = NDArray[np.float32]
 Labels = NDArray[np.uint8]
@@ -116,6 +116,18 @@ def build_mobilenet(reference: bool) -> bytes:
     )
 
 
+def build_keywords(reference: bool) -> bytes:
+    """DS-CNN, has heard half of the keywords."""
+    return classifier(
+        lambda: nets.keywords(keywords.CLASSES, keywords.FRAMES, keywords.BANDS),
+        models.load_keywords_train(),
+        models.load_keywords_test(),
+        known=keywords.CLASSES // 2,
+        epochs=12,
+        reference=reference,
+    )
+
+
 def build_untrained(reference: bool) -> bytes:
     """The demo's net with its random initial weights, calibrated as it is then."""
     seed_everything()
@@ -133,6 +145,7 @@ def build_float_edges(reference: bool) -> bytes:
 RECIPES: dict[Path, Callable[[bool], bytes]] = {
     models.MOBILENET_PATH: build_mobilenet,
     models.UNTRAINED_PATH: build_untrained,
+    models.KEYWORDS_PATH: build_keywords,
     models.FLOAT_EDGES_PATH: build_float_edges,
 }
 

@@ -47,6 +47,30 @@ def mobilenet() -> Any:
     return tf.keras.Model(image, layers.Dense(CLASSES, activation="softmax")(x), name="mobilenet")
 
 
+def keywords(classes: int, frames: int, bands: int) -> Any:
+    """DS-CNN (Zhang et al. 2017, "Hello Edge"): depthwise-separable blocks, average pooling."""
+    spectrogram = layers.Input((frames, bands, 1))
+    x = layers.Conv2D(32, (10, 4), strides=2, padding="same", use_bias=False)(spectrogram)
+    x = layers.ReLU()(layers.BatchNormalization(momentum=0.9)(x))
+    for _ in range(4):
+        x = layers.DepthwiseConv2D(3, padding="same", use_bias=False)(x)
+        x = layers.ReLU()(layers.BatchNormalization(momentum=0.9)(x))
+        x = _pointwise(x, 32)
+        x = layers.ReLU()(layers.BatchNormalization(momentum=0.9)(x))
+    x = layers.Flatten()(layers.AveragePooling2D(x.shape[1:3])(x))
+    x = layers.Dense(classes, activation="softmax")(x)
+    return tf.keras.Model(spectrogram, x, name="keywords")
+
+
+def autoencoder(window: int, largest: float) -> Any:
+    """Dense autoencoder through 8 numbers; its output has the range that its input has."""
+    signal = layers.Input((window,))
+    x = signal
+    for width in (32, 8, 32):
+        x = layers.Dense(width, activation="relu")(x)
+    return tf.keras.Model(signal, layers.Dense(window)(x), name="autoencoder")
+
+
 def digits() -> Any:
     """The net of the digits demo."""
     return tf.keras.Sequential(
