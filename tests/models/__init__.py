@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from fedlearn_demo.digits import load_test, load_train
 from tests.models.keywords import spectrograms
+from tests.models.vibration import FAULTS, windows
 
 _HERE = Path(__file__).parent
 
@@ -22,6 +23,8 @@ UNTRAINED_PATH = _HERE / "untrained.tflite"
 FLOAT_EDGES_PATH = _HERE / "float_edges.tflite"
 # On `load_keywords_train` and `load_keywords_test`.
 KEYWORDS_PATH = _HERE / "keywords.tflite"
+# On `load_vibration_train`, `load_vibration_test` and `load_vibration_fault`.
+AUTOENCODER_PATH = _HERE / "autoencoder.tflite"
 
 
 def load_keywords_train() -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
@@ -32,6 +35,21 @@ def load_keywords_train() -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
 def load_keywords_test() -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
     """Return spectrograms, uint8 (800, 49, 10, 1), and their keywords 0 to 7, uint8 (800,)."""
     return spectrograms(100, seed=2)
+
+
+def load_vibration_train(machine: int = 0) -> NDArray[np.float32]:
+    """Return windows of a sound machine in g, float32 (2000, 64). The model knows machine 0."""
+    return windows(machine, 2000, seed=1)
+
+
+def load_vibration_test(machine: int = 0) -> NDArray[np.float32]:
+    """Return other windows of a sound machine in g, float32 (500, 64)."""
+    return windows(machine, 500, seed=2)
+
+
+def load_vibration_fault(fault: str, machine: int = 0) -> NDArray[np.float32]:
+    """Return windows of a machine with one of `FAULTS` in g, float32 (500, 64)."""
+    return windows(machine, 500, seed=3 + FAULTS.index(fault), fault=fault)
 
 
 __all__ = [

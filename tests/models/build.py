@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from fedlearn_demo.digits.build import KNOWN_CLASSES, SEED, train_keras
 from tests import models
-from tests.models import keywords, nets
+from tests.models import keywords, nets, vibration
 
 Floats = NDArray[np.float32]
 Labels = NDArray[np.uint8]
@@ -134,6 +134,23 @@ def build_untrained(reference: bool) -> bytes:
     return convert(nets.digits(), real(models.load_train()[0])[:300])
 
 
+def build_autoencoder(reference: bool) -> bytes:
+    """Dense autoencoder that has begun to learn one machine's sound vibration."""
+    x, test = models.load_vibration_train(), models.load_vibration_test()
+    for samples, epochs in ((x, 60), (x[:500], 3))[0 if reference else 1 :]:
+        seed_everything()
+        net = nets.autoencoder(vibration.WINDOW)
+        fit(net, samples, samples, loss="mse", epochs=epochs)
+        error = np.square(net.predict(test, verbose=0) - test).mean()
+        print(f"  float32, {epochs} epochs: mean square error {error:.4f} g^2")
+    # Twice as loud, too: the inner activations of a net that has learnt more are larger. And upside
+    # down, so that the input gets its whole range, which is the output's as well.
+    lowest, highest = -128 * vibration.STEP_G, 127 * vibration.STEP_G
+    some = x[:CALIBRATION]
+    loud = np.concatenate([some, 2 * some, -2 * some]).clip(lowest, highest)
+    return convert(nets.with_range(net, lowest, highest), loud)
+
+
 def build_float_edges(reference: bool) -> bytes:
     """The demo's trained net as the converter makes it by default: float32 in and out."""
     seed_everything()
@@ -146,6 +163,7 @@ RECIPES: dict[Path, Callable[[bool], bytes]] = {
     models.MOBILENET_PATH: build_mobilenet,
     models.UNTRAINED_PATH: build_untrained,
     models.KEYWORDS_PATH: build_keywords,
+    models.AUTOENCODER_PATH: build_autoencoder,
     models.FLOAT_EDGES_PATH: build_float_edges,
 }
 

@@ -62,13 +62,30 @@ def keywords(classes: int, frames: int, bands: int) -> Any:
     return tf.keras.Model(spectrogram, x, name="keywords")
 
 
-def autoencoder(window: int, largest: float) -> Any:
-    """Dense autoencoder through 8 numbers; its output has the range that its input has."""
+def autoencoder(window: int) -> Any:
+    """Dense autoencoder through 8 numbers."""
     signal = layers.Input((window,))
     x = signal
     for width in (32, 8, 32):
         x = layers.Dense(width, activation="relu")(x)
     return tf.keras.Model(signal, layers.Dense(window)(x), name="autoencoder")
+
+
+class _Range(layers.Layer):  # type: ignore[misc]  # TensorFlow has no types
+    """Tells the converter a tensor's range, which it would else take from the calibration."""
+
+    def __init__(self, lowest: float, highest: float) -> None:
+        super().__init__()
+        self._range = (lowest, highest)
+
+    def call(self, x: Any) -> Any:
+        return tf.quantization.fake_quant_with_min_max_args(x, *self._range)
+
+
+def with_range(net: Any, lowest: float, highest: float) -> Any:
+    """The net, to be converted with this range of its output."""
+    entry = layers.Input(net.input_shape[1:])
+    return tf.keras.Model(entry, _Range(lowest, highest)(net(entry)), name="ranged")
 
 
 def digits() -> Any:
