@@ -21,10 +21,26 @@ _HERE = Path(__file__).parent
 MOBILENET_PATH = _HERE / "mobilenet.tflite"
 UNTRAINED_PATH = _HERE / "untrained.tflite"
 FLOAT_EDGES_PATH = _HERE / "float_edges.tflite"
+# On the digits, labelled by `label_digits`.
+MULTILABEL_PATH = _HERE / "multilabel.tflite"
 # On `load_keywords_train` and `load_keywords_test`.
 KEYWORDS_PATH = _HERE / "keywords.tflite"
 # On `load_vibration_train`, `load_vibration_test` and `load_vibration_fault`.
 AUTOENCODER_PATH = _HERE / "autoencoder.tflite"
+
+# What `multilabel.tflite` says of a digit, and of which digits it is true.
+LABELS = {
+    "even": (0, 2, 4, 6, 8),
+    "more than four": (5, 6, 7, 8, 9),
+    "has a loop": (0, 6, 8, 9),
+    "multiple of three": (0, 3, 6, 9),
+}
+
+
+def label_digits(digits: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """Return which of `LABELS` are true of each digit: 0 or 1, uint8 (N, 4)."""
+    columns = [np.isin(digits, members) for members in LABELS.values()]
+    return np.stack(columns, axis=1).astype(np.uint8)
 
 
 def load_keywords_train() -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
@@ -53,9 +69,20 @@ def load_vibration_fault(fault: str, machine: int = 0) -> NDArray[np.float32]:
 
 
 __all__ = [
+    "AUTOENCODER_PATH",
+    "FAULTS",
     "FLOAT_EDGES_PATH",
+    "KEYWORDS_PATH",
+    "LABELS",
     "MOBILENET_PATH",
+    "MULTILABEL_PATH",
     "UNTRAINED_PATH",
+    "label_digits",
+    "load_keywords_test",
+    "load_keywords_train",
     "load_test",
     "load_train",
+    "load_vibration_fault",
+    "load_vibration_test",
+    "load_vibration_train",
 ]

@@ -142,13 +142,28 @@ def build_autoencoder(reference: bool) -> bytes:
         net = nets.autoencoder(vibration.WINDOW)
         fit(net, samples, samples, loss="mse", epochs=epochs)
         error = np.square(net.predict(test, verbose=0) - test).mean()
-        print(f"  float32, {epochs} epochs: mean square error {error:.4f} g^2")
+        print(f"  float32, {epochs} epochs of {len(samples)}: mean square error {error:.4f} g^2")
     # Twice as loud, too: the inner activations of a net that has learnt more are larger. And upside
     # down, so that the input gets its whole range, which is the output's as well.
     lowest, highest = -128 * vibration.STEP_G, 127 * vibration.STEP_G
     some = x[:CALIBRATION]
     loud = np.concatenate([some, 2 * some, -2 * some]).clip(lowest, highest)
     return convert(nets.with_range(net, lowest, highest), loud)
+
+
+def build_multilabel(reference: bool) -> bytes:
+    """Two branches and a gate, has had a short look at a few digits."""
+    x, y = real(models.load_train()[0]), models.label_digits(models.load_train()[1])
+    test, wanted = real(models.load_test()[0]), models.label_digits(models.load_test()[1])
+    for count, epochs in ((len(x), 12), (1000, 6))[0 if reference else 1 :]:
+        seed_everything()
+        net = nets.multilabel(len(models.LABELS))
+        fit(net, x[:count], y[:count], loss="binary_crossentropy", epochs=epochs)
+        hits = (net.predict(test, verbose=0) > 0.5) == wanted
+        by_label = ", ".join(f"{share:.1%}" for share in hits.mean(axis=0))
+        print(f"  float32, {epochs} epochs of {count}: {hits.mean():.1%} of all labels ({by_label})")
+    print(f"  {net.count_params()} parameters")
+    return convert(net, x[:CALIBRATION])
 
 
 def build_float_edges(reference: bool) -> bytes:
@@ -164,6 +179,7 @@ RECIPES: dict[Path, Callable[[bool], bytes]] = {
     models.UNTRAINED_PATH: build_untrained,
     models.KEYWORDS_PATH: build_keywords,
     models.AUTOENCODER_PATH: build_autoencoder,
+    models.MULTILABEL_PATH: build_multilabel,
     models.FLOAT_EDGES_PATH: build_float_edges,
 }
 

@@ -88,6 +88,29 @@ def with_range(net: Any, lowest: float, highest: float) -> Any:
     return tf.keras.Model(entry, _Range(lowest, highest)(net(entry)), name="ranged")
 
 
+def multilabel(labels: int) -> Any:
+    """Two branches, a squeeze-and-excitation gate (Hu et al. 2018), independent labels.
+
+    Each has an operator that other nets lack: PAD, CONCATENATION, a RELU6 that nothing before it
+    can take in, MAX_POOL_2D, MUL by a LOGISTIC.
+    """
+    image = layers.Input((SIDE, SIDE, 1))
+    x = layers.ZeroPadding2D(1)(image)
+    x = layers.Conv2D(8, 3, strides=2, activation="relu")(x)
+    near = layers.Conv2D(8, 1)(x)
+    far = layers.Conv2D(8, 3, padding="same")(x)
+    x = layers.ReLU(6.0)(layers.Concatenate()([near, far]))
+    x = layers.MaxPooling2D(2)(x)
+    gate = layers.GlobalAveragePooling2D(keepdims=True)(x)
+    gate = layers.Conv2D(4, 1, activation="relu")(gate)
+    gate = layers.Conv2D(16, 1, activation="sigmoid")(gate)
+    x = layers.Multiply()([x, gate])
+    x = layers.Conv2D(16, 3, padding="same", activation="relu")(x)
+    x = layers.Flatten()(layers.MaxPooling2D(2)(x))
+    x = layers.Dense(32, activation="relu")(x)
+    return tf.keras.Model(image, layers.Dense(labels, activation="sigmoid")(x), name="multilabel")
+
+
 def digits() -> Any:
     """The net of the digits demo."""
     return tf.keras.Sequential(
