@@ -51,9 +51,13 @@ def evaluate(
 def real_outputs(
     model: Model, inputs: NDArray[np.int8], threads: int = 1, *, delegates: bool = True
 ) -> NDArray[np.float64]:
-    """The model's answers (N, C) to samples, in real units."""
+    """The model's answers (N, C) to samples, in real units.
+
+    The samples are int8 already, so float32 edges of the file are left out.
+    """
     output = model.tensors[model.exit]
-    raw = Session(model.data, threads=threads, delegates=delegates).run(inputs)
+    core = model.cut([model.exit])
+    raw = Session(core, threads=threads, delegates=delegates).run(inputs)
     return (raw.reshape(len(raw), -1).astype(np.float64) - output.zero_point) * output.scale
 
 
@@ -74,7 +78,7 @@ def squared_errors(
 def _judge_classes(
     model: Model, outputs: NDArray[np.float64], labels: NDArray[Any]
 ) -> tuple[NDArray[Any], NDArray[np.float64]]:
-    if model.operators[-1].name != "SOFTMAX":
+    if model.operators[model.exit_operator].name != "SOFTMAX":
         outputs = np.exp(outputs - outputs.max(axis=1, keepdims=True))
     # Probabilities in int8 do not quite sum to one.
     scores = np.maximum(outputs, _LEAST_PROBABILITY)
@@ -86,7 +90,7 @@ def _judge_classes(
 def _judge_sets(
     model: Model, outputs: NDArray[np.float64], labels: NDArray[Any]
 ) -> tuple[NDArray[Any], NDArray[np.float64]]:
-    if model.operators[-1].name != "LOGISTIC":
+    if model.operators[model.exit_operator].name != "LOGISTIC":
         outputs = 1 / (1 + np.exp(-outputs))
     present = labels.astype(bool)
     likely = np.maximum(np.where(present, outputs, 1 - outputs), _LEAST_PROBABILITY)

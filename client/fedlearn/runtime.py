@@ -49,7 +49,7 @@ def is_litert() -> bool:
 
 
 class Session:
-    """An interpreter of one model with one input."""
+    """An interpreter of one model with one int8 input, such as a file or what `cut` makes of it."""
 
     def __init__(self, model: bytes, *, threads: int = 1, delegates: bool = False) -> None:
         """Open `model`; raises ModelError when the runtime cannot."""

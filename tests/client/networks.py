@@ -224,6 +224,21 @@ def softmax() -> tuple[int, Any]:
     return tflite.BuiltinOptions.SoftmaxOptions, write
 
 
+def add_float_edges(network: Network, *, at_input: bool = True, at_output: bool = True) -> None:
+    """Float32 in and out of an int8 network, as TFLite's converter leaves it by default."""
+    if at_input:
+        (inner,) = network.inputs
+        outer = network.tensor(network.tensors[inner]["shape"], tflite.TensorType.FLOAT32)
+        network.operator(tflite.BuiltinOperator.QUANTIZE, [outer], [inner])
+        network.operators.insert(0, network.operators.pop())
+        network.inputs = [outer]
+    if at_output:
+        (inner,) = network.outputs
+        outer = network.tensor(network.tensors[inner]["shape"], tflite.TensorType.FLOAT32)
+        network.operator(tflite.BuiltinOperator.DEQUANTIZE, [inner], [outer])
+        network.outputs = [outer]
+
+
 def weights(rng: np.random.Generator, shape: tuple[int, ...]) -> Array:
     """Random int8 weights in -127..127."""
     return rng.integers(-127, 128, shape).astype(np.int8)
