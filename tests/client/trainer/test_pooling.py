@@ -85,8 +85,8 @@ def test_forward_is_bit_exact(
     code: int, geometry: dict[str, Any], seed: int, channels: int, scale: float, zero: int
 ) -> None:
     model, layer = _layer(code, geometry, channels, scale=scale, zero=zero)
-    raw = np.random.default_rng(seed).integers(-128, 128, (8, *geometry["size"], channels))
-    raw = raw.astype(np.int8)
+    rng = np.random.default_rng(seed)
+    raw = rng.integers(-128, 128, (8, *geometry["size"], channels)).astype(np.int8)
     np.testing.assert_array_equal(_forward(layer, raw), Session(model.data).run(raw))
 
 
