@@ -7,6 +7,7 @@ from fedlearn.trainer.conv2d import Conv2D
 from fedlearn.trainer.depthwise_conv2d import DepthwiseConv2D
 from fedlearn.trainer.fully_connected import FullyConnected
 from fedlearn.trainer.layer import Layer
+from fedlearn.trainer.mean import Mean
 from fedlearn.trainer.pad import Pad
 from fedlearn.trainer.pooling import AveragePool2D, MaxPool2D
 from fedlearn.trainer.reshape import Reshape
@@ -18,6 +19,7 @@ LAYERS: dict[str, type[Layer]] = {
     "EXPAND_DIMS": Reshape,
     "FULLY_CONNECTED": FullyConnected,
     "MAX_POOL_2D": MaxPool2D,
+    "MEAN": Mean,
     "PAD": Pad,
     "RESHAPE": Reshape,
     "SQUEEZE": Reshape,
