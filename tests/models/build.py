@@ -161,7 +161,9 @@ def build_multilabel(reference: bool) -> bytes:
         fit(net, x[:count], y[:count], loss="binary_crossentropy", epochs=epochs)
         hits = (net.predict(test, verbose=0) > 0.5) == wanted
         by_label = ", ".join(f"{share:.1%}" for share in hits.mean(axis=0))
-        print(f"  float32, {epochs} epochs of {count}: {hits.mean():.1%} of all labels ({by_label})")
+        print(
+            f"  float32, {epochs} epochs of {count}: {hits.mean():.1%} of all labels ({by_label})"
+        )
     print(f"  {net.count_params()} parameters")
     return convert(net, x[:CALIBRATION])
 

@@ -71,7 +71,7 @@ def autoencoder(window: int) -> Any:
     return tf.keras.Model(signal, layers.Dense(window)(x), name="autoencoder")
 
 
-class _Range(layers.Layer):  # type: ignore[misc]  # TensorFlow has no types
+class _Range(tf.keras.layers.Layer):  # type: ignore[misc]  # TensorFlow has no types
     """Tells the converter a tensor's range, which it would else take from the calibration."""
 
     def __init__(self, lowest: float, highest: float) -> None:
