@@ -2,15 +2,16 @@
 """The TFLite runtime of this machine: tflite-runtime or its successor ai-edge-litert.
 
 Interpreters are opened without delegates. XNNPACK rounds the requantisation in another way than
-TFLite's own kernels, so without it both runtimes compute the same bits of every operator that is
-trained but DEPTHWISE_CONV_2D, in which their own kernels differ. `delegates=True` opens the
-interpreter as an application would.
+TFLite's own kernels, so without it both runtimes compute the same bits of most operators that are
+trained. In DEPTHWISE_CONV_2D their own kernels differ, and ADD has other code where there are
+vectors. `delegates=True` opens the interpreter as an application would.
 """
 
 from __future__ import annotations
 
 import importlib
 import importlib.util
+import platform
 from functools import cache
 from types import ModuleType
 from typing import Any
@@ -46,6 +47,14 @@ def runtime_name() -> str:
 def is_litert() -> bool:
     """Whether the runtime is ai-edge-litert."""
     return _interpreter_module().__name__.startswith("ai_edge_litert")
+
+
+def has_vectors() -> bool:
+    """Whether the runtime's kernels that are written for Arm's NEON are built into it.
+
+    They are on Arm; ai-edge-litert has them on x86-64, too, by way of SSE.
+    """
+    return is_litert() or platform.machine().startswith(("aarch64", "arm"))
 
 
 class Session:
