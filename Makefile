@@ -23,7 +23,7 @@ test: $(VENV)/dev $(OTHER)/dev ## Run all tests and linters, then those that use
 	for env in $(VENV) $(OTHER); do \
 	  [ -x $$env/bin/python ] || continue; \
 	  echo "==> tests, $$($$env/bin/python -c 'from fedlearn.runtime import runtime_name as n; print(n())')"; \
-	  [ $$env = $(VENV) ] && tests= || tests="tests/client tests/aggregator"; \
+	  [ $$env = $(VENV) ] && tests= || tests="tests/client tests/aggregator tests/models"; \
 	  $$env/bin/python -m pytest $$tests $(ARGS) || status=1; \
 	done; \
 	exit $$status

@@ -2,16 +2,16 @@
 """The TFLite runtime of this machine: tflite-runtime or its successor ai-edge-litert.
 
 Interpreters are opened without delegates. XNNPACK rounds the requantisation in another way than
-TFLite's own kernels, so without it both runtimes compute the same bits of every operator that is
-trained but DEPTHWISE_CONV_2D, in which their own kernels differ. `delegates=True` opens the
-interpreter as an application would.
+TFLite's own kernels, so without it both runtimes compute the same bits of most operators that are
+trained. In DEPTHWISE_CONV_2D their own kernels differ, and ADD has other code where there are
+vectors. `delegates=True` opens the interpreter as an application would.
 """
 
 from __future__ import annotations
 
 import importlib
 import importlib.util
-from dataclasses import dataclass
+import platform
 from functools import cache
 from types import ModuleType
 from typing import Any
@@ -19,23 +19,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fedlearn.dataset import Dataset
 from fedlearn.errors import FedlearnError, ModelError
-from fedlearn.model import Model
 
 # Preferred first. The successor goes before tflite-runtime, whose last wheels are for Python 3.11.
 _RUNTIMES = ("ai_edge_litert", "tflite_runtime")
-# Keeps log(p) finite; one step of a softmax output quantised to int8 is 1/256.
-_LEAST_PROBABILITY = 1.0 / 512.0
-
-
-@dataclass(frozen=True, slots=True)
-class Evaluation:
-    """Accuracy (0..1) and mean cross-entropy (nats) of a classifier over `samples` samples."""
-
-    accuracy: float
-    loss: float
-    samples: int
 
 
 @cache
@@ -60,6 +47,14 @@ def runtime_name() -> str:
 def is_litert() -> bool:
     """Whether the runtime is ai-edge-litert."""
     return _interpreter_module().__name__.startswith("ai_edge_litert")
+
+
+def has_vectors() -> bool:
+    """Whether the runtime's kernels that are written for Arm's NEON are built into it.
+
+    They are on Arm; ai-edge-litert has them on x86-64, too, by way of SSE.
+    """
+    return is_litert() or platform.machine().startswith(("aarch64", "arm"))
 
 
 class Session:
@@ -109,26 +104,3 @@ class Session:
                     results.append(np.empty((len(inputs), *output.shape[1:]), output.dtype))
                 results[at][start : start + self._batch] = output[: self._batch - missing]
         return tuple(results)
-
-
-def evaluate(
-    model: bytes, dataset: Dataset, threads: int = 1, *, delegates: bool = True
-) -> Evaluation:
-    """Judge a classifier by the real interpreter, as an application would run it.
-
-    Its output is either probabilities (the last operator is SOFTMAX) or logits. The samples are
-    int8 already, so float32 edges of the file are left out.
-    """
-    parsed = Model.parse(model)
-    output = parsed.tensors[parsed.exit]
-    session = Session(parsed.cut([parsed.exit]), threads=threads, delegates=delegates)
-    raw = session.run(dataset.inputs)
-    scores = (raw.reshape(len(raw), -1).astype(np.float64) - output.zero_point) * output.scale
-    if parsed.operators[parsed.exit_operator].name != "SOFTMAX":
-        scores = np.exp(scores - scores.max(axis=1, keepdims=True))
-    # Probabilities in int8 do not quite sum to one.
-    scores = np.maximum(scores, _LEAST_PROBABILITY)
-    scores /= scores.sum(axis=1, keepdims=True)
-    hits = scores.argmax(axis=1) == dataset.labels
-    losses = -np.log(scores[np.arange(len(scores)), dataset.labels])
-    return Evaluation(float(hits.mean()), float(losses.mean()), len(scores))

@@ -11,9 +11,10 @@ import tflite
 
 from fedlearn.dataset import Dataset
 from fedlearn.errors import ModelError
+from fedlearn.evaluation import evaluate
 from fedlearn.inspect import inspect_model
 from fedlearn.model import Model
-from fedlearn.runtime import Session, _interpreter_module, evaluate
+from fedlearn.runtime import Session, _interpreter_module
 from fedlearn.trainer.tails import trainable_tensors
 from fedlearn.trainer.training import train
 from fedlearn.wire.messages import TrainingPlan
