@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from math import prod
 
 import numpy as np
 from numpy.typing import NDArray
@@ -72,12 +71,16 @@ class Tensor:
 
 @dataclass(frozen=True, eq=False)
 class Operator:
-    """One operator in execution order; an input of -1 is an optional one that is absent."""
+    """One operator in execution order; an input of -1 is an optional one that is absent.
+
+    `options_type` is the type of `options` in the schema's union, 0 for none.
+    """
 
     index: int
     name: str
     inputs: tuple[int, ...]
     outputs: tuple[int, ...]
+    options_type: int
     options: Table | None
 
 
@@ -114,6 +117,7 @@ def read_operators(root: Table, subgraph: Table, tensor_count: int) -> tuple[Ope
                 name=names[code_index],
                 inputs=tensor_numbers(table, OperatorSlot.INPUTS, tensor_count, optional=True),
                 outputs=tensor_numbers(table, OperatorSlot.OUTPUTS, tensor_count),
+                options_type=table.scalar(OperatorSlot.OPTIONS_TYPE, "B"),
                 options=table.table(OperatorSlot.BUILTIN_OPTIONS),
             )
         )
@@ -153,13 +157,6 @@ def _read_tensor(index: int, table: Table, buffers: list[tuple[int, int]]) -> Te
     if number >= len(buffers) or any(size < 0 for size in shape):
         raise ModelError(f"the .tflite file is corrupt: tensor {index} has no valid shape or data")
     offset, byte_count = buffers[number]
-    if dtype in {"int8", "int32"} and byte_count:
-        expected = prod(shape) * (4 if dtype == "int32" else 1)
-        if expected != byte_count:
-            raise ModelError(
-                f"the .tflite file is corrupt: tensor {index} has {byte_count} bytes, "
-                f"its shape {shape} needs {expected}"
-            )
     quantisation = table.table(TensorSlot.QUANTIZATION)
     scales: tuple[float, ...] = ()
     zero_points: tuple[int, ...] = ()
@@ -168,8 +165,6 @@ def _read_tensor(index: int, table: Table, buffers: list[tuple[int, int]]) -> Te
         scales = quantisation.scalars(QuantizationSlot.SCALE, "f", MAX_CHANNELS)
         zero_points = quantisation.scalars(QuantizationSlot.ZERO_POINT, "q", MAX_CHANNELS)
         axis = quantisation.scalar(QuantizationSlot.QUANTIZED_DIMENSION, "i")
-    if dtype == "int8" and scales:
-        _check_quantisation(index, shape, scales, zero_points, axis)
     return Tensor(
         index=index,
         name=table.string(TensorSlot.NAME, MAX_NAME_BYTES),
@@ -182,21 +177,3 @@ def _read_tensor(index: int, table: Table, buffers: list[tuple[int, int]]) -> Te
         offset=offset,
         byte_count=byte_count,
     )
-
-
-def _check_quantisation(
-    index: int,
-    shape: tuple[int, ...],
-    scales: tuple[float, ...],
-    zero_points: tuple[int, ...],
-    axis: int,
-) -> None:
-    per_channel = len(scales) > 1
-    slices = shape[axis] if per_channel and 0 <= axis < len(shape) else 1
-    if (
-        len(scales) != slices
-        or len(zero_points) != len(scales)
-        or not all(0 < scale < float("inf") for scale in scales)
-        or not all(-128 <= zero <= 127 for zero in zero_points)
-    ):
-        raise ModelError(f"the .tflite file is corrupt: tensor {index} has no valid quantisation")

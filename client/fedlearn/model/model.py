@@ -30,6 +30,7 @@ from fedlearn.model.graph import (
 )
 from fedlearn.model.schema import ModelSlot, SubGraphSlot
 from fedlearn.model.structure import verify
+from fedlearn.model.validate import validate
 from fedlearn.wire.messages import MAX_MODEL_BYTES
 
 
@@ -78,6 +79,7 @@ class Model:
         inputs = tensor_numbers(subgraph, SubGraphSlot.INPUTS, len(tensors))
         outputs = tensor_numbers(subgraph, SubGraphSlot.OUTPUTS, len(tensors))
         edges = find_edges(tensors, operators, inputs, outputs)
+        validate(data, root, tensors, operators, inputs)
         return cls(data, tensors, operators, inputs, outputs, edges, subgraph)
 
     @property
