@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
+from math import prod
 
 import numpy as np
 from numpy.typing import NDArray
@@ -66,6 +67,10 @@ class Layer(ABC):
     def choose(self, arithmetic: Arithmetic) -> None:
         """Compute with one of `arithmetics` from now on."""
         raise ValueError(f"{self.operator.name} has no {arithmetic}")
+
+    def values(self) -> int:
+        """Numbers that a sample makes in a forward pass."""
+        return prod(self.output.shape[1:])
 
     @abstractmethod
     def forward(self, *inputs: Array) -> Array:

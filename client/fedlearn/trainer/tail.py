@@ -253,6 +253,10 @@ class Tail:
             for index, array in values.items()
         }
 
+    def values(self) -> int:
+        """Numbers that a sample makes in a forward pass, the patches of convolutions included."""
+        return sum(layer.values() for layer in self.layers)
+
     def multiply_adds(self) -> int:
         """Multiply-adds of one sample's forward pass through the tail."""
         return sum(layer.multiply_adds() for layer in self.weighted)

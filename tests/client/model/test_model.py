@@ -325,7 +325,6 @@ def _two_layers(rng: np.random.Generator, between: str) -> bytes:
 @pytest.mark.parametrize(
     ("between", "reason"),
     [
-        ("softmax", "SOFTMAX"),
         ("tanh", "TANH"),
     ],
 )

@@ -71,7 +71,7 @@ TASKS = {
         models.MULTILABEL_PATH,
         _labelled(models.load_train),
         _labelled(models.load_test),
-        TrainingPlan("sigmoid_cross_entropy", epochs=1, batch_size=32, learning_rate=0.05),
+        TrainingPlan("sigmoid_cross_entropy", epochs=2, batch_size=32, learning_rate=0.02),
         8,
     ),
     "float_edges": Task(
@@ -133,8 +133,8 @@ def test_every_tail_is_bit_exact_and_lowers_the_loss(name: str) -> None:
         ("mobilenet", "all", 0.85),
         ("keywords", "last", 0.70),
         ("keywords", "4", 0.70),
-        ("multilabel", "dense", 0.87),
-        ("multilabel", "all", 0.90),
+        ("multilabel", "dense", 0.86),
+        ("multilabel", "all", 0.89),
         ("float_edges", "all", 0.85),
     ],
 )
@@ -168,9 +168,15 @@ def test_an_autoencoder_learns_what_is_normal_and_finds_what_is_not() -> None:
         anomaly_threshold(np.ones(50))
 
 
-# What 600 samples and seed 7 make of each model. DEPTHWISE_CONV_2D, MEAN, ADD and MUL round in
-# another way in each runtime, and what is trained through them differs with that.
-DIGESTS: dict[str, tuple[str, str]] = {}
+# What 600 samples and seed 7 make of each model, by tflite-runtime and by ai-edge-litert: their
+# kernels of MUL and of DEPTHWISE_CONV_2D differ in an output of some thousand.
+DIGESTS = {
+    "mobilenet": ("086a7044ddd81fa7", "086a7044ddd81fa7"),
+    "keywords": ("bf053d2b0d394e44", "bf053d2b0d394e44"),
+    "autoencoder": ("22ba892e6d212385", "22ba892e6d212385"),
+    "multilabel": ("924f8bcf7a8e83ac", "20e104e8ecfe8283"),
+    "float_edges": ("6bf3d95180817004", "6bf3d95180817004"),
+}
 
 
 @pytest.mark.parametrize("name", TASKS)
