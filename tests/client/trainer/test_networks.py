@@ -110,6 +110,8 @@ def test_every_tail_is_bit_exact_and_lowers_the_loss(name: str) -> None:
     data = _data(name, "train").take(np.arange(64))
     assert longest(model) == TASKS[name].layers
     loss = make_loss(plan.loss, model)
+    # Deep nets with a sum of branches bear less than the rate that they train with.
+    gentle = 16 if name == "mobilenet" else 2
     for layers in range(1, longest(model) + 1):
         numbers = [tensor.index for tensor in trainable_tensors(model, str(layers))]
         tail = Tail(model, numbers, absorbed=loss.absorbed)
@@ -120,7 +122,7 @@ def test_every_tail_is_bit_exact_and_lowers_the_loss(name: str) -> None:
             judged = loss.judge(tail.forward(features), data.labels)
             losses.append(judged.loss)
             tail.backward(judged.errors)
-            tail.update(plan.learning_rate / 16 / len(data))
+            tail.update(plan.learning_rate / gentle / len(data))
         assert losses[-1] < losses[0], f"{layers} layers"
         assert set(tail.trained()) == set(numbers)
 
