@@ -25,6 +25,7 @@ def convolution_options(operator: Operator) -> Table:
 class Conv2D(WeightedLayer):
     """Weights (C, KH, KW, C_in); the patches of a batch are kept for the gradient."""
 
+    kept = ("_open", "_patches")
     _patches: NDArray[np.float32]
 
     def __init__(self, model: Model, operator: Operator) -> None:

@@ -33,6 +33,7 @@ class DepthwiseConv2D(WeightedLayer):
 
     channel_axis = 3
     terms_axis = 0
+    kept = ("_open", "_padded")
     _padded: NDArray[np.float32]
 
     def __init__(self, model: Model, operator: Operator) -> None:

@@ -29,6 +29,7 @@ class LookupLayer(Layer):
 
     # Whether TFLite has vector code for the operator that does not always do as its portable code.
     has_vector_code = False
+    kept = ("_open", "_operands", "_y")
 
     def __init__(self, model: Model, operator: Operator) -> None:
         super().__init__(model, operator)

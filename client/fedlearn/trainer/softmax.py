@@ -25,6 +25,8 @@ _LARGEST_UINT16 = np.float32(65535)
 class Softmax(Layer):
     """Along the last axis; the output has steps of 1/256 and no negative values."""
 
+    kept = ("_y",)
+
     def __init__(self, model: Model, operator: Operator) -> None:
         super().__init__(model, operator)
         if self.output.zero_point != -128 or self.input.shape[1:] != self.output.shape[1:]:
