@@ -37,7 +37,7 @@ LEARNING_RATES = (0.05, 0.07, 0.1, 0.14)
 HELD_OUT = 400
 # What else the int8 side can compute with, at its best rate and at one so small that most steps are
 # smaller than the grid.
-ARITHMETICS = {
+ARITHMETICS: dict[str, dict[str, Any]] = {
     "8 fraction bits, int8 errors": {},
     "no fraction bits, stochastic rounding": {"fraction_bits": 0},
     "8 fraction bits, float32 errors": {"errors": "float32"},

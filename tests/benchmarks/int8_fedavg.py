@@ -70,4 +70,4 @@ def run(
             OptimizerSettings(), state, total.mean(), grid_scales(model, tensors), edges(tensors)
         )
         model = Model.parse(next_model(model, tensors, state))
-        yield Int8Round(evaluate(model.data, judge).accuracy, tuple(sizes))
+        yield Int8Round(evaluate(model.data, judge).known_accuracy, tuple(sizes))

@@ -105,29 +105,29 @@ def test_a_gradient_comes_through_every_branch(seed: int) -> None:
     samples = rng.integers(-40, 41, (40, 12)).astype(np.int8)
     calibrate(tail, model, samples, samples=40)
 
-    tail.forward((samples,))
     errors = rng.normal(0, 1, (40, CLASSES)).astype(np.float32)
     x = samples * model.tensors[model.entry].scale
     weight = _real(model, first.inputs[1])
     expected = _expected(model, x, weight, errors)
-    assert _likeness(_gradient(tail, errors), expected) > 0.9995
+    assert _likeness(_gradient(tail, samples, errors), expected) > 0.9995
     # Control: with one branch cut the gradient points elsewhere.
     for part in tail.layers:
         if part.operator.name in {"LOGISTIC", "MUL", "ADD", "QUANTIZE"}:
-            assert _likeness(_without(part, tail, errors), expected) < 0.9985
+            assert _likeness(_without(part, tail, samples, errors), expected) < 0.9985
 
 
-def _gradient(tail: Tail, errors: Any) -> Any:
+def _gradient(tail: Tail, samples: Any, errors: Any) -> Any:
+    tail.forward((samples,))
     tail.backward(errors)
     gradient = tail.weighted[0]._weight_gradient
     assert gradient is not None
     return gradient.astype(np.float64)
 
 
-def _without(part: Layer, tail: Tail, errors: Any) -> Any:
+def _without(part: Layer, tail: Tail, samples: Any, errors: Any) -> Any:
     whole = part.backward
-    part.backward = lambda own, wanted: whole(0 * own, wanted)  # type: ignore[method-assign]
+    part.backward = lambda errors, wanted: whole(0 * errors, wanted)  # type: ignore[method-assign]
     try:
-        return _gradient(tail, errors)
+        return _gradient(tail, samples, errors)
     finally:
         part.backward = whole  # type: ignore[method-assign]

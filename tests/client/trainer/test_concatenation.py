@@ -72,7 +72,9 @@ def test_forward_and_backward(case: Case) -> None:
             assert below[at] is None
             continue
         expected = slopes(definition, reals, errors, at, step=0.5)
-        np.testing.assert_allclose(below[at], expected, rtol=1e-6, atol=1e-9)
+        part = below[at]
+        assert part is not None
+        np.testing.assert_allclose(part, expected, rtol=1e-6, atol=1e-9)
 
 
 @pytest.mark.parametrize(

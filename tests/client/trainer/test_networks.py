@@ -92,7 +92,8 @@ def _model(name: str) -> Model:
 @cache
 def _data(name: str, part: str) -> Dataset:
     task = TASKS[name]
-    return Dataset.from_arrays(*getattr(task, part)(), _model(name), task.plan.loss)
+    x, y = getattr(task, part)()
+    return Dataset.from_arrays(x, y, _model(name), task.plan.loss)
 
 
 def _train(name: str, tail: str, count: int | None = None) -> Training:

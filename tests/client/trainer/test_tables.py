@@ -74,6 +74,7 @@ def test_a_change_of_scale(code: int, pair: tuple[Operand, Operand], seed: int) 
     (below,) = layer.backward(errors, (True,))
     passed = errors * passing(layer, expected, ACTIVATIONS[code])
     slope = slopes(lambda x: x, real([source], values), passed, 0, step=0.5)
+    assert below is not None
     np.testing.assert_allclose(below, slope, rtol=1e-6)
     assert layer.backward(errors, (False,)) == (None,)
 
