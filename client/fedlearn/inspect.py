@@ -14,6 +14,7 @@ from fedlearn.errors import ModelError
 from fedlearn.model import Model, Operator
 from fedlearn.saturation import Saturation, saturation
 from fedlearn.trainer.budget import measure
+from fedlearn.trainer.loss import make_loss
 from fedlearn.trainer.tail import Tail
 from fedlearn.trainer.tails import count_layers, longest, trainable_tensors, weighted_operators
 from fedlearn.wire.messages import LOSSES, TAILS, TrainingPlan
@@ -166,8 +167,8 @@ def _usual_loss(model: Model) -> str:
 def _cut(model: Model, layers: int, batch_size: int, names: tuple[str, ...]) -> CutReport:
     tensors = trainable_tensors(model, str(layers))
     numbers = [tensor.index for tensor in tensors]
-    tail = Tail(model, numbers, absorbed=model.operators[model.exit_operator].name)
     plan = TrainingPlan(_usual_loss(model), 1, batch_size, 1.0)
+    tail = Tail(model, numbers, absorbed=make_loss(plan.loss, model).absorbed)
     need = measure(model, numbers, plan, batch_size)
     return CutReport(
         layers=layers,

@@ -213,12 +213,12 @@ def fully_connected(*, activation: int) -> tuple[int, Any]:
     return tflite.BuiltinOptions.FullyConnectedOptions, write
 
 
-def softmax() -> tuple[int, Any]:
-    """SoftmaxOptions with beta 1."""
+def softmax(beta: float = 1.0) -> tuple[int, Any]:
+    """SoftmaxOptions."""
 
     def write(builder: flatbuffers.Builder) -> int:
         tflite.SoftmaxOptionsStart(builder)
-        tflite.SoftmaxOptionsAddBeta(builder, 1.0)
+        tflite.SoftmaxOptionsAddBeta(builder, beta)
         return int(tflite.SoftmaxOptionsEnd(builder))
 
     return tflite.BuiltinOptions.SoftmaxOptions, write
@@ -366,6 +366,12 @@ def multiplication(*, activation: int) -> tuple[int, Any]:
     """MulOptions."""
     kind = tflite.BuiltinOptions.MulOptions
     return _options(kind, "MulOptions", FusedActivationFunction=activation)
+
+
+def concatenation(*, axis: int, activation: int = 0) -> tuple[int, Any]:
+    """ConcatenationOptions."""
+    kind = tflite.BuiltinOptions.ConcatenationOptions
+    return _options(kind, "ConcatenationOptions", Axis=axis, FusedActivationFunction=activation)
 
 
 @dataclass(frozen=True)

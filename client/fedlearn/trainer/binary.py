@@ -14,11 +14,9 @@ import numpy as np
 
 from fedlearn.errors import ModelError
 from fedlearn.model.schema import Activation
-from fedlearn.runtime import has_vectors
 from fedlearn.trainer.fixed_point import Integers
 from fedlearn.trainer.layer import Array
 from fedlearn.trainer.lookup import LookupLayer
-from fedlearn.trainer.requantisation import Arithmetic
 from fedlearn.trainer.runs import Shape, broadcast_run
 
 
@@ -26,6 +24,7 @@ class BinaryLayer(LookupLayer):
     """Operands are activations (N, ...) or constants; the output is (N, ...)."""
 
     arity = 2
+    has_vector_code = True
     # Elements that the vector code takes at a time, and where one operand is a scalar for the run.
     lanes, scalar_lanes = 16, 16
 
@@ -49,11 +48,6 @@ class BinaryLayer(LookupLayer):
     def _activation(self) -> Activation:
         options = self.operator.options
         return Activation(options.scalar(0, "b") if options else 0)
-
-    def arithmetics(self) -> tuple[Arithmetic, ...]:
-        """They differ in one of some hundred thousand outputs, so the build says more."""
-        portable, vectors = Arithmetic.TWICE_AWAY, Arithmetic.TWICE_VECTORS
-        return (vectors, portable) if has_vectors() else (portable, vectors)
 
     def _runs(self) -> tuple[int, int]:
         run, is_scalar = self._broadcast_run()

@@ -33,6 +33,7 @@ class DepthwiseConv2D(WeightedLayer):
 
     channel_axis = 3
     terms_axis = 0
+    kept = ("_open", "_padded")
     _padded: NDArray[np.float32]
 
     def __init__(self, model: Model, operator: Operator) -> None:
@@ -47,6 +48,7 @@ class DepthwiseConv2D(WeightedLayer):
             Axis(height, rows, options.scalar(2, "i", 0), options.scalar(6, "i", 1), padding),
             Axis(width, columns, options.scalar(1, "i", 0), options.scalar(5, "i", 1), padding),
         )
+        self._window.require(operator, self.output)
         # One sample's outputs: a line of columns and channels is one axis where it can be.
         lines, places = self._window.rows.places, self._window.columns.places
         self._is_run = self._window.columns.stride == 1

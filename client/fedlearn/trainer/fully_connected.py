@@ -14,6 +14,7 @@ from fedlearn.trainer.weighted import WeightedLayer
 class FullyConnected(WeightedLayer):
     """Weights (C, K); whatever the input's rank, its values come in rows of K."""
 
+    kept = ("_open", "_x")
     _x: NDArray[np.float32]
 
     def _activation(self) -> Activation:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
+from math import prod
 
 import numpy as np
 from numpy.typing import NDArray
@@ -32,6 +33,8 @@ class Layer(ABC):
     # How many of the operator's inputs are activations; None: all. The others are weights,
     # biases, shapes, paddings.
     arity: int | None = 1
+    # Names of the attributes that only wait for the backward pass.
+    kept: tuple[str, ...] = ()
 
     def __init__(self, model: Model, operator: Operator) -> None:
         self.operator = operator
@@ -66,6 +69,15 @@ class Layer(ABC):
     def choose(self, arithmetic: Arithmetic) -> None:
         """Compute with one of `arithmetics` from now on."""
         raise ValueError(f"{self.operator.name} has no {arithmetic}")
+
+    def forget(self) -> None:
+        """Free what the last `forward` kept; a batch's activations are most of the memory."""
+        for name in self.kept:
+            vars(self).pop(name, None)
+
+    def values(self) -> int:
+        """Numbers that a sample makes in a forward pass."""
+        return prod(self.output.shape[1:])
 
     @abstractmethod
     def forward(self, *inputs: Array) -> Array:

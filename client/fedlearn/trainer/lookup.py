@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from fedlearn.errors import ModelError
 from fedlearn.model import Model, Operator
 from fedlearn.model.schema import Activation
+from fedlearn.runtime import has_vectors
 from fedlearn.trainer.fixed_point import Integers
 from fedlearn.trainer.layer import Array, Layer, clamp
 from fedlearn.trainer.requantisation import Arithmetic
@@ -25,6 +26,10 @@ _BYTES = 256
 
 class LookupLayer(Layer):
     """What they share: the table, the clamp, where the clamp holds."""
+
+    # Whether TFLite has vector code for the operator that does not always do as its portable code.
+    has_vector_code = False
+    kept = ("_open", "_operands", "_y")
 
     def __init__(self, model: Model, operator: Operator) -> None:
         super().__init__(model, operator)
@@ -44,8 +49,11 @@ class LookupLayer(Layer):
             )
 
     def arithmetics(self) -> tuple[Arithmetic, ...]:
-        """Without vector code there is one."""
-        return (Arithmetic.TWICE_AWAY,)
+        """The codes may differ in so few outputs that the build says more than some samples."""
+        portable, vectors = Arithmetic.TWICE_AWAY, Arithmetic.TWICE_VECTORS
+        if not self.has_vector_code:
+            return (portable,)
+        return (vectors, portable) if has_vectors() else (portable, vectors)
 
     def choose(self, arithmetic: Arithmetic) -> None:
         """Make the table of a kernel that rounds so."""
@@ -63,16 +71,16 @@ class LookupLayer(Layer):
         clipped = np.clip(np.stack(tables), self.lowest, self.highest)
         self._table = clipped.astype(np.float32).ravel()
 
-    @abstractmethod
     def _activation(self) -> Activation:
         """The fused activation in the operator's options, or what the operator itself is."""
+        return Activation.NONE
 
     @abstractmethod
     def _portable(self, *operands: Integers) -> Integers:
         """The output for centred operands as TFLite's portable code has it, not yet clamped."""
 
     def _vector(self, *operands: Integers) -> Integers:
-        """The same in vector code; only for the layers that list TWICE_VECTORS."""
+        """The same in vector code; only where the layer has vector code."""
         raise NotImplementedError
 
     def _runs(self) -> tuple[int, int]:
@@ -90,3 +98,7 @@ class LookupLayer(Layer):
         y = self._table[places]
         self._open = (y > self.lowest) & (y < self.highest)
         return y
+
+    def backward(self, errors: Array, wanted: tuple[bool, ...]) -> tuple[Array | None, ...]:
+        """For one input whose real value passes as it is, unless the clamp holds it."""
+        return (errors * self._open if wanted[0] else None,)

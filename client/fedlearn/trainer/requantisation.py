@@ -10,7 +10,8 @@ as float64 holding integers, results leave as float32 holding integers without t
   then again after the shift by e. Halves in that second step go up in ruy's and other vector code
   (TWICE_UP), away from zero in TFLite's portable `MultiplyByQuantizedMultiplier` (TWICE_AWAY), and
   in depthwise kernels up in whole vectors of channels and away from zero in the rest
-  (TWICE_VECTORS).
+  (TWICE_VECTORS). Elsewhere, too, TWICE_VECTORS is vector code that rounds in its own way, with the
+  portable code in the rest; see `LookupLayer`.
 
 M and e are those of `FixedPoint`.
 """
@@ -37,7 +38,7 @@ class Arithmetic(Enum):
 
     TWICE_UP = "fixed point, rounded twice, halves up"
     TWICE_AWAY = "fixed point, rounded twice, halves away from zero"
-    TWICE_VECTORS = "fixed point, rounded twice, halves up but in the last channels"
+    TWICE_VECTORS = "fixed point, rounded as vectors are but for what fills none"
     FLOAT32 = "float32"
 
 

@@ -2,7 +2,8 @@
 """Which elements TFLite's vector code takes, and which its portable code.
 
 A kernel walks through runs of adjacent elements, in whole vectors as far as they go; what is left
-of each run it computes one by one, in some operators with another rounding.
+of each run it computes one by one, in some operators with another rounding. A model of batch 1 is
+assumed, as converters write it: with more, runs may go on from one sample to the next.
 """
 
 from __future__ import annotations

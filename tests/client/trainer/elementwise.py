@@ -65,8 +65,12 @@ def passing(layer: Layer, output: Any, activation: int = 0) -> Any:
     """Where no clamp holds an int8 output: neither int8's own bounds nor a fused activation's."""
     tensor = layer.output
     low, high = {0: (None, None), 1: (0, None), 2: (-1, 1), 3: (0, 6)}[activation]
+    # The runtimes round a bound in float32, halves away from zero: 6 / 0.8 is 8 steps.
     steps = [
-        None if bound is None else tensor.zero_point + round(bound / tensor.scale)
+        None
+        if bound is None
+        else tensor.zero_point
+        + int(np.copysign(np.floor(abs(np.float32(bound) / tensor.scales[0]) + 0.5), bound))
         for bound in (low, high)
     ]
     lowest = -128 if steps[0] is None else max(-128, steps[0])

@@ -124,10 +124,40 @@ def test_backward_is_the_derivative(case: Case) -> None:
             assert got[at] is None
             continue
         expected = slopes(DEFINITIONS[kind], reals, passed, at, step=1.0)
-        assert got[at].shape == values[at].shape
-        assert got[at].dtype == np.float32
+        below = got[at]
+        assert below is not None
+        assert below.shape == values[at].shape
+        assert below.dtype == np.float32
         largest = np.abs(expected).max()
-        np.testing.assert_allclose(got[at], expected, rtol=1e-5, atol=1e-6 * largest)
+        np.testing.assert_allclose(below, expected, rtol=1e-5, atol=1e-6 * largest)
+
+
+@pytest.mark.parametrize("kind", list(OPTIONS))
+def test_errors_stop_at_the_clamp(kind: int) -> None:
+    """Finite differences through the clamp itself, wherever no step of int8 lies on its edge."""
+    rng = np.random.default_rng(6)
+    operands = [Operand((1, 50), 0.06, 9), Operand((1, 50), 0.05, -7)]
+    network = joined(kind, operands, Operand((1, 50), 0.03, -100), OPTIONS[kind](activation=3))
+    _, layer = made_layer(network)
+    values = samples(rng, operands, 20)
+    layer.forward(*centred(operands, values))
+    reals = real(operands, values)
+
+    def definition(a: Any, b: Any) -> Any:
+        return np.clip(DEFINITIONS[kind](a, b), 0.0, 6.0)
+
+    edge = definition(*reals) - DEFINITIONS[kind](*reals)
+    inner = (edge == 0) & (np.abs(definition(*reals) - 3) < 2.9)
+    clear = (np.abs(edge) > 0.1) | inner
+    assert 0.1 < inner.mean() < 0.8
+    errors = rng.normal(0, 1, inner.shape).astype(np.float32) * clear
+    for at, below in enumerate(layer.backward(errors, (True, True))):
+        expected = slopes(definition, reals, errors, at, step=1e-5)
+        assert below is not None
+        np.testing.assert_allclose(below, expected, rtol=1e-5, atol=1e-6)
+        # Control: with the clamp left out the difference is seen.
+        unclamped = slopes(DEFINITIONS[kind], reals, errors, at, step=1e-5)
+        assert np.abs(below - unclamped).max() > 0.1
 
 
 @pytest.mark.parametrize("kind", list(OPTIONS))
@@ -146,6 +176,8 @@ def test_one_tensor_on_both_sides(kind: int) -> None:
     errors = exact_errors(rng, x.shape) * passing(layer, expected)
     one, two = layer.backward(errors, (True, True))
     slope = 2.0 if kind == ADD else 2 * x.astype(np.float64) * operand.scale
+    assert one is not None
+    assert two is not None
     np.testing.assert_allclose(one + two, errors * slope, rtol=1e-5)
 
 
