@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedlearn.errors import ModelError
+from fedlearn.log import clean
 from fedlearn.model import schema
 from fedlearn.model.flatbuffer import Table
 from fedlearn.model.schema import (
@@ -167,7 +168,8 @@ def _read_tensor(index: int, table: Table, buffers: list[tuple[int, int]]) -> Te
         axis = quantisation.scalar(QuantizationSlot.QUANTIZED_DIMENSION, "i")
     return Tensor(
         index=index,
-        name=table.string(TensorSlot.NAME, MAX_NAME_BYTES),
+        # Names stand in messages, which are one line.
+        name=clean(table.string(TensorSlot.NAME, MAX_NAME_BYTES), MAX_NAME_BYTES),
         shape=shape,
         dtype=dtype,
         scales=np.array(scales, np.float32),

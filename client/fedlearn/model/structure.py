@@ -96,6 +96,7 @@ class _Verifier:
         self._data = data
         self._seen: set[tuple[int, str]] = set()
         self._tables = 0
+        self._text_bytes = 0
         self.pending: list[tuple[int, str]] = []
 
     def follow(self, at: int, name: str) -> None:
@@ -161,10 +162,20 @@ class _Verifier:
                 self.follow(at, field.table)
 
     def _text(self, position: int) -> None:
+        if self._is_known(position, "text"):
+            return
         count = int(read(self._data, position, "I"))
         self._within(position, 4 + count + 1, 4)
-        if self._data[position + 4 + count]:
-            raise corrupt("a text without its end")
+        end = position + 4 + count
+        self._text_bytes += count
+        if self._text_bytes > len(self._data):
+            raise corrupt("texts that overlap")
+        try:
+            self._data[position + 4 : end].decode("utf-8")  # as the runtime's bindings do
+        except UnicodeDecodeError as error:
+            raise corrupt(f"a text that is no UTF-8 at {position}") from error
+        if self._data[end]:
+            raise corrupt(f"a text without its end at {position}")
 
     def _target(self, at: int) -> int:
         return at + int(read(self._data, at, "I"))

@@ -29,7 +29,7 @@ from fedlearn.model.schema import (
 # Values of all activations together: more than a board has room for.
 MAX_VALUES = 1 << 26
 # Cells of a pool's window, which no constant of the file bounds.
-MAX_WINDOW = 1 << 12
+MAX_WINDOW = 1 << 20
 # The runtimes multiply, divide and shift by scales without a look at them. Real ones lie far
 # within; a channel of weights that are all zero has some 2^-27.
 LEAST_SCALE, GREATEST_SCALE = 2.0**-60, 2.0**60

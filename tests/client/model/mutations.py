@@ -5,7 +5,12 @@ from __future__ import annotations
 
 import random
 from collections.abc import Sequence
+from copy import deepcopy
 from dataclasses import dataclass
+
+import numpy as np
+
+from tests.client.networks import Network
 
 # What counts, sizes and numbers of tensors become.
 _EXTREME = (0, 1, 2, 7, 127, 128, 255, 1 << 15, 1 << 16, 1 << 24, (1 << 31) - 1, 1 << 31)
@@ -82,3 +87,60 @@ def _get(data: bytearray, at: int) -> int:
 
 def _put(data: bytearray, at: int, value: int) -> None:
     data[at : at + 4] = (value & 0xFFFFFFFF).to_bytes(4, "little")
+
+
+def rewritten(network: Network, rng: random.Random) -> bytes:
+    """A file that is whole as a flatbuffer, but whose graph is wrong in a place or two."""
+    broken = deepcopy(network)
+    for _ in range(rng.choice((1, 1, 1, 2))):
+        _break(broken, rng)
+    return broken.write()
+
+
+def _break(network: Network, rng: random.Random) -> None:
+    tensor, operator = rng.choice(network.tensors), rng.choice(network.operators)
+    tensors = len(network.tensors)
+    match rng.randrange(12):
+        case 0 | 1:  # another shape
+            shape = list(tensor["shape"])
+            at = rng.randrange(len(shape)) if shape else 0
+            size = rng.choice((0, 1, 2, 3, 5, 64, 1 << 12, 1 << 20))
+            shape[at : at + rng.choice((0, 1, 1, 1, 1))] = rng.choice(([size], [size], [size], []))
+            tensor["shape"] = tuple(shape)
+        case 2:
+            tensor["dtype"] = rng.choice((0, 2, 3, 4, 6, 7, 9))
+        case 3:
+            some = [2.0**-149, 1e-30, 1e-9, 0.5, 1.0, 1e3, 1e9, 3e38, 0.0, -1.0, np.inf, np.nan]
+            count = rng.choice((0, 1, 1, len(tensor["scales"]), 2, 8))
+            tensor["scales"] = np.array(rng.choices(some, k=count), np.float32)
+            zero = rng.choice((-128, 0, 127, 255, 1 << 40))
+            tensor["zeros"] = np.full(count, zero, np.int64)
+        case 4:
+            tensor["axis"] = rng.choice((-1, 0, 1, 3, 1 << 20))
+        case 5:
+            tensor["buffer"] = rng.randrange(len(network.buffers))
+        case 6:  # other constants: axes, paddings, orders, sizes
+            at = rng.randrange(len(network.buffers))
+            values = bytearray(network.buffers[at])
+            if values:
+                place = 4 * rng.randrange(-(-len(values) // 4))
+                value = rng.choice((-(1 << 31), -129, -2, -1, 0, 1, 2, 3, 9, 1 << 12, 1 << 20))
+                values[place : place + 4] = value.to_bytes(4, "little", signed=True)
+                network.buffers[at] = bytes(values)
+        case 7:
+            operator["code"] = rng.choice(
+                (rng.choice(network.operators)["code"], rng.randrange(160))
+            )
+        case 8 | 9:  # other operands
+            kind = rng.choice(("inputs", "inputs", "outputs"))
+            numbers = list(operator[kind])
+            at = rng.randrange(len(numbers) + 1)
+            numbers[at : at + rng.choice((0, 1, 1, 1))] = rng.choice(
+                ([rng.randrange(tensors)], [rng.randrange(tensors)], [-1], [])
+            )
+            operator[kind] = numbers
+        case 10:
+            operator["options"] = rng.choice((None, rng.choice(network.operators)["options"]))
+        case _:
+            other = rng.randrange(len(network.operators))
+            network.operators.insert(other, network.operators.pop())
