@@ -31,7 +31,7 @@ from fedlearn_demo.digits import MODEL_PATH, dirichlet_split, load_test, load_tr
 from tests.benchmarks.setting import Setting
 
 SIDES = ("int8", "float32")
-SEEDS = (1, 2, 3)
+SEEDS = (1, 2, 3, 4, 5)
 TUNING_SEEDS = (101, 102)
 LEARNING_RATES = (0.05, 0.07, 0.1, 0.14)
 HELD_OUT = 400
