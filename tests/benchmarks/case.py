@@ -81,24 +81,29 @@ def settle_environment() -> None:
 class Meter:
     """Called after each step, as the trainer calls its `progress`.
 
-    The first step warms caches and allocators up and is outside of the clock.
+    The first step warms caches and allocators up and is outside of the clock. The clock is read at
+    the first step and the last alone: on some machines reading it takes longer than a step.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, epochs: int, samples: int = SAMPLES) -> None:
+        self._last = epochs * (samples // BATCH)
         self._steps = 0
         self._first_s = self._last_s = 0.0
         self._losses: dict[int, float] = {}
 
     def __call__(self, epoch: int, _done: float, loss: float) -> None:
         """`loss` is the mean of the epoch so far."""
-        self._last_s = time.process_time()
-        if not self._steps:
-            self._first_s = self._last_s
         self._steps += 1
+        if self._steps == 1:
+            self._first_s = time.process_time()
+        if self._steps == self._last:
+            self._last_s = time.process_time()
         self._losses[epoch] = loss
 
     def result(self, settings: Mapping[str, object] | None = None) -> dict[str, object]:
         """What was measured; `settings` are the contender's own choices."""
+        if self._steps != self._last:
+            raise RuntimeError(f"{self._steps} steps of {self._last}")
         cpu_s = self._last_s - self._first_s
         samples = BATCH * (self._steps - 1)
         return {

@@ -27,6 +27,6 @@ def run(case: Case, data: Path, epochs: int) -> dict[str, object]:
     except UnsupportedOperatorError as error:
         return {"absent": error.message}
     plan = TrainingPlan("softmax_cross_entropy", epochs, BATCH, LEARNING_RATE)
-    meter = Meter()
+    meter = Meter(epochs)
     train(model, tensors, Dataset.load(data, model), plan, seed=SEED, progress=meter)
     return meter.result()

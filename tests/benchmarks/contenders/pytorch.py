@@ -28,7 +28,7 @@ def run(case: Case, data: Path, epochs: int) -> dict[str, object]:
         x, y = torch.from_numpy(arrays["x"]), torch.from_numpy(arrays["y"].astype(np.int64))
     speeds = {name: _trial(case, model, name, x, y) for name in _LAYOUTS}
     layout = min(speeds, key=lambda name: speeds[name])
-    meter = Meter()
+    meter = Meter(epochs)
     _train(TorchNet(model, case.layers, _LAYOUTS[layout]), x, y, epochs, meter)
     return meter.result({"layout": layout})
 
@@ -36,9 +36,9 @@ def run(case: Case, data: Path, epochs: int) -> dict[str, object]:
 def _trial(case: Case, model: Model, layout: str, x: torch.Tensor, y: torch.Tensor) -> float:
     net = TorchNet(model, case.layers, _LAYOUTS[layout])
     few = slice(_TRIAL_STEPS * BATCH)
-    _train(net, x[few], y[few], 1, Meter())
+    _train(net, x[few], y[few], 1, Meter(1, _TRIAL_STEPS * BATCH))
     start = time.process_time()
-    _train(net, x[few], y[few], 1, Meter())
+    _train(net, x[few], y[few], 1, Meter(1, _TRIAL_STEPS * BATCH))
     return time.process_time() - start
 
 

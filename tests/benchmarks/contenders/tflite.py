@@ -40,7 +40,7 @@ def run(case: Case, data: Path, epochs: int) -> dict[str, object]:
     step = interpreter.get_signature_runner(f"train_{case.name}")
     rate = np.float32(LEARNING_RATE)
     rng = np.random.default_rng(SEED)
-    meter = Meter()
+    meter = Meter(epochs)
     for epoch in range(epochs):
         total = 0.0
         for number, rows in enumerate(np.split(rng.permutation(len(y)), len(y) // BATCH), 1):
