@@ -25,27 +25,41 @@ Arrays = dict[int, npt.NDArray[np.float64]]
 
 
 class DeltaSum:
-    """The running sum of one round."""
+    """The running sum of one round.
+
+    A device with little memory trains some of the tensors alone (`fedlearn.trainer.budget`), so
+    each tensor has its own sum of samples: what was not trained pulls nothing towards zero.
+    """
 
     def __init__(self, tensors: Sequence[TrainableTensor]) -> None:
         self.samples = 0
         self.updates = 0
         self._sums = {t.index: np.zeros(t.shape, np.int64) for t in tensors}
+        self._weights = dict.fromkeys(self._sums, 0)
 
     def add(self, samples: int, deltas: Deltas) -> None:
-        """Add one update: `deltas` holds every trainable tensor in its own shape, int32.
+        """Add one update: `deltas` holds the tensors that it trained in their own shape, int32.
 
         Raises ValueError, and adds nothing, beyond the limits that make the sum exact.
         """
         if not 1 <= samples <= MAX_SAMPLES or self.updates >= MAX_COHORT:
             raise ValueError(f"update {self.updates + 1} of {samples} samples is over the limits")
-        if {i: d.shape for i, d in deltas.items()} != {i: s.shape for i, s in self._sums.items()}:
+        shapes = {index: total.shape for index, total in self._sums.items()}
+        if any(shapes.get(index) != delta.shape for index, delta in deltas.items()):
             raise ValueError("update does not fit the trainable tensors")
-        for index, total in self._sums.items():
-            np.add(total, np.multiply(deltas[index], samples, dtype=np.int64), out=total)
+        for index, delta in deltas.items():
+            total = self._sums[index]
+            np.add(total, np.multiply(delta, samples, dtype=np.int64), out=total)
+            self._weights[index] += samples
         self.samples += samples
         self.updates += 1
 
     def mean(self) -> Arrays:
-        """sum(n_k D_k) / sum(n_k) by tensor, float64, in steps of the tensor's grid."""
-        return {index: total / np.float64(self.samples) for index, total in self._sums.items()}
+        """sum(n_k D_k) / sum(n_k) by tensor, float64, in steps of the tensor's grid.
+
+        The sums run over the updates that trained the tensor; zero where none did.
+        """
+        return {
+            index: total / np.float64(max(self._weights[index], 1))
+            for index, total in self._sums.items()
+        }

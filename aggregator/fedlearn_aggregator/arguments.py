@@ -7,8 +7,8 @@ import argparse
 from pathlib import Path
 
 from fedlearn.log import LEVELS
+from fedlearn.plan_arguments import add_plan, add_what_is_trained
 from fedlearn.version import VERSION
-from fedlearn.wire.messages import TAILS
 from fedlearn_aggregator.aggregation import MAX_SAMPLES
 from fedlearn_aggregator.optimizers import OptimizerName
 from fedlearn_aggregator.task import KEEP_MODELS, KEEP_UPDATES
@@ -103,7 +103,7 @@ def _init(command: argparse.ArgumentParser) -> None:
     add = command.add_argument
     add("--task", required=True, metavar="NAME", help="name that the devices are configured for")
     add("--model", type=Path, required=True, metavar="FILE.tflite", help="fully-int8 model")
-    add("--tail", choices=TAILS, default="all", help="what is trained (default: all)")
+    add_what_is_trained(command)
     add("--force", action="store_true", help="move an existing task aside")
     rounds = command.add_argument_group("rounds").add_argument
     rounds("--cohort", type=int, default=10, metavar="N", help="updates of a round (default: 10)")
@@ -144,11 +144,8 @@ def _init(command: argparse.ArgumentParser) -> None:
         metavar="N",
         help=f"samples that one update may count for (default: {MAX_SAMPLES})",
     )
-    training = command.add_argument_group("training on the devices").add_argument
-    training("--epochs", type=int, default=1, metavar="N", help="passes over the data (default: 1)")
-    training("--batch-size", type=int, default=16, metavar="N", help="default: 16")
-    training("--learning-rate", type=float, default=0.1, metavar="RATE", help="default: 0.1")
-    training("--seed", type=int, metavar="N", help="repeat a run (default: random)")
+    add_plan(command)
+    add("--seed", type=int, metavar="N", help="repeat a run (default: random)")
     server = command.add_argument_group("server optimiser").add_argument
     server(
         "--optimizer",

@@ -20,11 +20,14 @@ from fedlearn import log
 from fedlearn.durable import write_durably
 from fedlearn.errors import ConfigError, ExitCode, FedlearnError
 from fedlearn.model import Model
+from fedlearn.plan_arguments import plan_of
+from fedlearn.trainer.budget import choose
 from fedlearn.trainer.local import read_model
+from fedlearn.trainer.loss import make_loss
 from fedlearn.trainer.tail import Tail
 from fedlearn.trainer.tails import trainable_tensors
 from fedlearn.version import VERSION
-from fedlearn.wire.messages import Limits, TrainingPlan
+from fedlearn.wire.messages import Limits
 from fedlearn_aggregator import arguments, report, schema, store
 from fedlearn_aggregator.begin import begin
 from fedlearn_aggregator.optimizers import OptimizerName, OptimizerSettings
@@ -33,7 +36,6 @@ from fedlearn_aggregator.requantise import grid_scales
 from fedlearn_aggregator.rounds import Policy
 from fedlearn_aggregator.task import Task, largest_update
 
-_LOSS = "softmax_cross_entropy"
 # Rounds that `status` shows.
 _LAST_ROUNDS = 5
 
@@ -66,7 +68,8 @@ def _init(options: argparse.Namespace) -> int:
     model = read_model(options.model)
     task = _task(options, model)
     # What follows raises now what would stop every device, or the first round.
-    Tail(model, [tensor.index for tensor in task.tensors])
+    loss = make_loss(task.plan.loss, model, task.plan.class_weights)
+    Tail(model, [tensor.index for tensor in task.tensors], absorbed=loss.absorbed)
     if task.optimizer.in_real_units:
         grid_scales(model, task.tensors)
     moved = begin(options.data_dir, task, model, time.time(), force=options.force)
@@ -86,16 +89,22 @@ def _init(options: argparse.Namespace) -> int:
 
 
 def _task(options: argparse.Namespace, model: Model) -> Task:
-    tensors = trainable_tensors(model, options.tail)
+    plan = plan_of(options)
+    if options.budget_kib is None:
+        tensors = trainable_tensors(model, options.tail)
+    else:
+        choice = choose(model, plan, options.budget_kib, options.max_samples)
+        tensors = choice.tensors
+        print("\n".join(f"budget: {reason}" for reason in choice.reasons))
     cohort = options.cohort
     adam = options.optimizer is OptimizerName.FEDADAM
     rate = options.server_learning_rate
     return Task(
         name=options.task,
         instance=secrets.token_hex(4),
-        tail=options.tail,
+        tail=options.tail if options.budget_kib is None else f"{options.budget_kib} KiB",
         tensors=tensors,
-        plan=TrainingPlan(_LOSS, options.epochs, options.batch_size, options.learning_rate),
+        plan=plan,
         limits=Limits(largest_update(tensors), options.max_samples),
         policy=Policy(
             cohort=cohort,
@@ -165,14 +174,15 @@ def _rounds(options: argparse.Namespace) -> int:
 
 
 def _print_table(rounds: Sequence[RoundReport]) -> None:
-    print("round  state        updates  samples   kB up  kB down  seconds  accuracy  model")
+    print("round  state        updates  samples   kB up  kB down  seconds  accuracy    loss  model")
     for each in rounds:
         accuracy = "" if each.accuracy is None else f"{each.accuracy:.4f}"
+        loss = "" if each.loss is None else f"{each.loss:.4f}"
         seconds = "" if each.wall_s is None else f"{each.wall_s:.1f}"
         print(
             f"{each.number:5}  {each.state:11}  {each.updates:7}  {each.samples:7}  "
             f"{each.bytes_up_total / 1000:6.1f}  {each.bytes_down_total / 1000:7.1f}  "
-            f"{seconds:>7}  {accuracy:>8}  {(each.result or '')[:12]}"
+            f"{seconds:>7}  {accuracy:>8}  {loss:>6}  {(each.result or '')[:12]}"
         )
 
 

@@ -10,7 +10,7 @@ from concurrent.futures import Future
 
 from fedlearn.dataset import Dataset
 from fedlearn.errors import FedlearnError
-from fedlearn.runtime import Evaluation, evaluate
+from fedlearn.evaluation import Evaluation, evaluate
 from fedlearn_aggregator import store
 from fedlearn_aggregator.store import EvaluationRow
 from fedlearn_aggregator.writer import Writer
@@ -21,9 +21,10 @@ _log = logging.getLogger(__name__)
 class Evaluator:
     """Evaluates models of the store one after the other, in the order they came."""
 
-    def __init__(self, dataset: Dataset, writer: Writer) -> None:
-        """`dataset` stays in memory."""
+    def __init__(self, dataset: Dataset, loss: str, writer: Writer) -> None:
+        """`dataset`, with labels for `loss`, stays in memory."""
         self._dataset = dataset
+        self._loss = loss
         self._writer = writer
         self._queue: asyncio.Queue[bytes] = asyncio.Queue()
 
@@ -62,9 +63,9 @@ class Evaluator:
         row = EvaluationRow(result.accuracy, result.loss, result.samples)
         await self._writer.do(store.add_evaluation, digest, row)
         _log.info(
-            "model %s: accuracy %.4f, loss %.4f on %d samples",
+            "model %s: %sloss %.4f on %d samples",
             digest.hex()[:12],
-            row.accuracy,
+            "" if row.accuracy is None else f"accuracy {row.accuracy:.4f}, ",
             row.loss,
             row.samples,
         )
@@ -77,7 +78,7 @@ class Evaluator:
         def work() -> None:
             if future.set_running_or_notify_cancel():
                 try:
-                    future.set_result(evaluate(data, self._dataset))
+                    future.set_result(evaluate(data, self._dataset, loss=self._loss))
                 except Exception as error:
                     future.set_exception(error)
 

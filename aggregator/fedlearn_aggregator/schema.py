@@ -16,7 +16,7 @@ from fedlearn.errors import ConfigError, StorageError
 
 FILE_NAME = "aggregator.sqlite"
 # A change of the tables raises this number and adds a step that takes older files along.
-VERSION = 1
+VERSION = 2
 # A reader never blocks a writer in WAL mode; this covers the moments in which the log is reset.
 BUSY_TIMEOUT_S = 5.0
 # The write-ahead log is cut to this length after a checkpoint; it grows with one large model.
@@ -69,11 +69,26 @@ CREATE TABLE arrays (
 );
 CREATE TABLE evaluations (
     model BLOB PRIMARY KEY,
-    accuracy REAL NOT NULL,
+    accuracy REAL,
     loss REAL NOT NULL,
     samples INTEGER NOT NULL
 );
 """
+
+# By the version that a step starts from. A reader needs none of them: it reads both.
+_STEPS = {
+    1: """
+CREATE TABLE evaluations_2 (
+    model BLOB PRIMARY KEY,
+    accuracy REAL,
+    loss REAL NOT NULL,
+    samples INTEGER NOT NULL
+);
+INSERT INTO evaluations_2 SELECT * FROM evaluations;
+DROP TABLE evaluations;
+ALTER TABLE evaluations_2 RENAME TO evaluations;
+"""
+}
 
 
 def create(path: Path) -> sqlite3.Connection:
@@ -88,8 +103,26 @@ def create(path: Path) -> sqlite3.Connection:
 
 
 def open_writer(path: Path) -> sqlite3.Connection:
-    """Open an existing file for the one thread that writes."""
-    return _checked(_connect(f"{path.absolute().as_uri()}?mode=rw", path), path)
+    """Open an existing file for the one thread that writes; an older one is taken along."""
+    db = _checked(_connect(f"{path.absolute().as_uri()}?mode=rw", path), path)
+    try:
+        _take_along(db)
+    except sqlite3.Error as error:
+        db.close()
+        raise storage_error(error, path) from error
+    return db
+
+
+def _take_along(db: sqlite3.Connection) -> None:
+    (version,) = db.execute("PRAGMA user_version").fetchone()
+    if version == VERSION:
+        return
+    db.execute("BEGIN IMMEDIATE")
+    for each in range(version, VERSION):
+        for statement in _STEPS[each].split(";\n"):
+            db.execute(statement)
+    db.execute(f"PRAGMA user_version={VERSION:d}")
+    db.execute("COMMIT")
 
 
 def open_reader(path: Path) -> sqlite3.Connection:
@@ -127,7 +160,7 @@ def _checked(db: sqlite3.Connection, path: Path) -> sqlite3.Connection:
     except sqlite3.Error as error:
         db.close()
         raise storage_error(error, path) from error
-    if version == VERSION and tables:
+    if (version == VERSION or version in _STEPS) and tables:
         return db
     db.close()
     if version > VERSION:

@@ -75,7 +75,9 @@ async def serve(options: ServeOptions, announce: Callable[[str], None]) -> ExitC
         coordinator = await Coordinator.load(writer)
         evaluator = None
         if options.evaluate is not None:
-            evaluator = Evaluator(Dataset.load(options.evaluate, coordinator.model), writer)
+            loss = coordinator.task.plan.loss
+            dataset = Dataset.load(options.evaluate, coordinator.model, loss)
+            evaluator = Evaluator(dataset, loss, writer)
             coordinator.on_model = evaluator.submit
             await stack.enter_async_context(_running(evaluator.run()))
         server = Server(coordinator, writer, random.SystemRandom(), hold_s=options.hold_s)

@@ -58,9 +58,9 @@ class UpdateRow:
 
 @dataclass(frozen=True, slots=True)
 class EvaluationRow:
-    """What the interpreter said about a model: accuracy 0..1, loss in nats."""
+    """What the interpreter said about a model: accuracy 0..1 (None where the loss knows none)."""
 
-    accuracy: float
+    accuracy: float | None
     loss: float
     samples: int
 

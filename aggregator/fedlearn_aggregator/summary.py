@@ -14,12 +14,16 @@ from fedlearn_aggregator.tally import Tally
 
 @dataclass(frozen=True, slots=True)
 class MeanMetrics:
-    """Mean of the devices' own metrics, each device the same weight."""
+    """Mean of the devices' own metrics, each device the same weight.
+
+    An accuracy is None when not every device told it: the loss may know none.
+    """
 
     loss_before: float
     loss_after: float
-    accuracy_before: float
-    accuracy_after: float
+    accuracy_before: float | None
+    accuracy_after: float | None
+    accuracy_personal: float | None = None
 
     @classmethod
     def of(cls, metrics: Sequence[Metrics]) -> MeanMetrics | None:
@@ -29,9 +33,15 @@ class MeanMetrics:
         return cls(
             loss_before=fmean(m.loss_before for m in metrics),
             loss_after=fmean(m.loss_after for m in metrics),
-            accuracy_before=fmean(m.accuracy_before for m in metrics),
-            accuracy_after=fmean(m.accuracy_after for m in metrics),
+            accuracy_before=_mean([m.accuracy_before for m in metrics]),
+            accuracy_after=_mean([m.accuracy_after for m in metrics]),
+            accuracy_personal=_mean([m.accuracy_personal for m in metrics]),
         )
+
+
+def _mean(values: Sequence[float | None]) -> float | None:
+    known = [value for value in values if value is not None]
+    return fmean(known) if len(known) == len(values) else None
 
 
 @dataclass(frozen=True, slots=True)

@@ -88,7 +88,9 @@ class Task:
                     TrainableTensor(**{**tensor, "shape": tuple(tensor["shape"])})
                     for tensor in values["tensors"]
                 ),
-                "plan": TrainingPlan(**values["plan"]),
+                "plan": TrainingPlan(
+                    **{**values["plan"], "class_weights": tuple(values["plan"]["class_weights"])}
+                ),
                 "limits": Limits(**values["limits"]),
                 "policy": Policy(**values["policy"]),
                 "optimizer": OptimizerSettings(

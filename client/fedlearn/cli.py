@@ -16,12 +16,17 @@ import sys
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from fedlearn.config import DEFAULT_PATH, Config, keys, load_config
 from fedlearn.errors import DatasetError, ExitCode, FedlearnError
 from fedlearn.log import LEVELS, setup
+from fedlearn.plan_arguments import add_plan, add_what_is_trained, plan_of, real, whole
 from fedlearn.version import VERSION
-from fedlearn.wire.messages import TAILS
+from fedlearn.wire.messages import LOSSES
+
+if TYPE_CHECKING:
+    from fedlearn.trainer.local import LocalResult
 
 _HELP = """examples:
   fedlearn agent --config device.toml --check-config
@@ -32,6 +37,8 @@ exit codes:
   0 done   1 failed   2 wrong usage   65 unusable model or data   66 no such file
   69 no aggregator   74 cannot read or write   78 wrong configuration   130 interrupted
 """
+# The loss whose data sets need no labels.
+_UNLABELLED = "mean_squared_error"
 _Command = Callable[[argparse.Namespace], int]
 
 
@@ -112,19 +119,38 @@ def _add_model_commands(commands: argparse._SubParsersAction[argparse.ArgumentPa
         "example:\n  fedlearn model train digits.tflite train.npz --test test.npz "
         "--out better.tflite",
     )
-    for each in (inspect, evaluate, train):
+    score = _add(
+        commands,
+        "score",
+        _score,
+        "score samples with an autoencoder: which are anomalies",
+        "example:\n  fedlearn model score autoencoder.tflite today.npz --normal normal.npz",
+    )
+    for each in (inspect, evaluate, train, score):
         each.add_argument("model", type=Path, help="fully-int8 .tflite file")
         _add_json(each)
-    for each in (evaluate, train):
+    for each in (evaluate, train, score):
         each.add_argument("data", type=Path, help="npz file with arrays x (inputs), y (labels)")
-    evaluate.add_argument("--threads", type=_positive, default=1)
+    evaluate.add_argument("--threads", type=whole(1), default=1)
+    evaluate.add_argument("--loss", choices=LOSSES, default=LOSSES[0], help="default: %(default)s")
+    score.add_argument(
+        "--normal",
+        type=Path,
+        metavar="NPZ",
+        help="normal samples that tell the threshold (default: the data)",
+    )
+    score.add_argument(
+        "--quantile",
+        type=real(below=1.0),
+        default=0.995,
+        metavar="Q",
+        help="share of the normal samples below the threshold (default: 0.995)",
+    )
     train.add_argument("--out", type=Path, required=True, help="where to write the trained model")
     train.add_argument("--test", type=Path, help="npz file to measure with (default: the data)")
-    train.add_argument("--tail", choices=TAILS, default="all")
-    train.add_argument("--epochs", type=_positive, default=1)
-    train.add_argument("--batch-size", type=_positive, default=32)
-    train.add_argument("--learning-rate", type=_rate, default=0.05)
-    train.add_argument("--seed", type=_seed, default=0)
+    add_what_is_trained(train)
+    add_plan(train)
+    train.add_argument("--seed", type=whole(0, 2**64 - 1), default=0, help="default: 0")
 
 
 def _add(
@@ -153,27 +179,6 @@ def _add_config(parser: argparse.ArgumentParser) -> None:
 
 def _add_json(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", action="store_true", help="print JSON, for scripts")
-
-
-def _positive(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError("must be 1 or more")
-    return value
-
-
-def _rate(text: str) -> float:
-    value = float(text)
-    if not 0 < value < float("inf"):
-        raise argparse.ArgumentTypeError("must be above 0")
-    return value
-
-
-def _seed(text: str) -> int:
-    value = int(text)
-    if not 0 <= value < 2**64:
-        raise argparse.ArgumentTypeError("must be within 0..2^64-1")
-    return value
 
 
 def _agent_help() -> str:
@@ -257,46 +262,82 @@ def _inspect(options: argparse.Namespace) -> int:
 
 def _evaluate(options: argparse.Namespace) -> int:
     from fedlearn.dataset import Dataset
-    from fedlearn.runtime import evaluate
+    from fedlearn.evaluation import evaluate
     from fedlearn.trainer.local import read_model
 
     model = read_model(options.model)
-    result = evaluate(model.data, Dataset.load(options.data, model), options.threads)
-    text = f"accuracy {result.accuracy:.2%}, loss {result.loss:.4f} nats, {result.samples} samples"
+    dataset = Dataset.load(options.data, model, options.loss)
+    result = evaluate(model.data, dataset, options.threads, loss=options.loss)
+    accuracy = "" if result.accuracy is None else f"accuracy {result.accuracy:.2%}, "
+    text = f"{accuracy}loss {result.loss:.4f}, {result.samples} samples"
     print(json.dumps(asdict(result)) if options.json else text)
+    return ExitCode.OK
+
+
+def _score(options: argparse.Namespace) -> int:
+    from fedlearn.anomaly import anomaly_scores, anomaly_threshold
+    from fedlearn.dataset import Dataset
+    from fedlearn.trainer.local import read_model
+
+    model = read_model(options.model)
+    scores = anomaly_scores(model, Dataset.load(options.data, model, _UNLABELLED).inputs)
+    normal = scores
+    if options.normal is not None:
+        normal = anomaly_scores(model, Dataset.load(options.normal, model, _UNLABELLED).inputs)
+    threshold = anomaly_threshold(normal, options.quantile)
+    anomalies = [number for number, score in enumerate(scores) if score > threshold]
+    if options.json:
+        result = {"threshold": threshold, "scores": scores.tolist(), "anomalies": anomalies}
+        print(json.dumps(result))
+        return ExitCode.OK
+    print(f"threshold {threshold:.6g}, {len(anomalies)} of {len(scores)} samples above it")
+    for number in anomalies:
+        print(f"  sample {number}: {scores[number]:.6g}")
     return ExitCode.OK
 
 
 def _train(options: argparse.Namespace) -> int:
     from fedlearn.trainer.local import train_file
 
+    plan = plan_of(options)
+
     def show(epoch: int, done: float, loss: float) -> None:
         bar = "#" * round(30 * done)
-        line = f"\r[{bar:<30}] {done:4.0%}  epoch {epoch + 1}/{options.epochs}  loss {loss:.4f} "
+        line = f"\r[{bar:<30}] {done:4.0%}  epoch {epoch + 1}  loss {loss:.4f} "
         print(line, end="", file=sys.stderr, flush=True)
 
     result = train_file(
         options.model,
         options.data,
         options.out,
-        tail=options.tail,
-        epochs=options.epochs,
-        batch_size=options.batch_size,
-        learning_rate=options.learning_rate,
+        plan,
         seed=options.seed,
+        tail=options.tail,
+        budget_kib=options.budget_kib,
         test_path=options.test,
         progress=show if sys.stderr.isatty() else None,
     )
     if sys.stderr.isatty():
         print(file=sys.stderr)
-    text = (
-        f"{options.out}: accuracy {result.before.accuracy:.2%} -> {result.after.accuracy:.2%}, "
-        f"loss {result.before.loss:.4f} -> {result.after.loss:.4f}\n"
-        f"{result.samples} samples in {result.train_s:.1f} s, "
+    print(json.dumps(asdict(result)) if options.json else _trained(options.out, result))
+    return ExitCode.OK
+
+
+def _trained(out: Path, result: LocalResult) -> str:
+    before, after = result.before, result.after
+    accuracy = ""
+    if before.accuracy is not None and after.accuracy is not None:
+        accuracy = f"accuracy {before.accuracy:.2%} -> {after.accuracy:.2%}, "
+    lines = [f"budget: {reason}" for reason in result.choice]
+    lines.append(f"{out}: {accuracy}loss {before.loss:.4f} -> {after.loss:.4f}")
+    early = ", stopped early" if result.stopped_early else ""
+    lines.append(
+        f"{result.samples} samples, {result.epochs} epochs in {result.train_s:.1f} s{early}, "
         f"{result.changed_weights} weights changed"
     )
-    print(json.dumps(asdict(result)) if options.json else text)
-    return ExitCode.OK
+    if result.anomaly_threshold is not None:
+        lines.append(f"anomaly threshold {result.anomaly_threshold:.6g}")
+    return "\n".join(lines)
 
 
 def _version(options: argparse.Namespace) -> int:

@@ -82,6 +82,18 @@ class TrainingConfig:
     linger_s: Annotated[
         float, "seconds that the trainer process stays after a job for the next one", Range(0, 3600)
     ] = 10.0
+    memory_kib: Annotated[
+        int,
+        "KiB that training may need beside the program itself; 0: no limit; with less than the "
+        "round's tensors need, only some of them are trained",
+        Range(0, 2**31),
+    ] = 0
+    personal_epochs: Annotated[
+        int,
+        "epochs that a copy of the model is trained further for this device alone, kept as "
+        "personal.tflite in state_dir; 0: no copy",
+        Range(0, 1000),
+    ] = 0
 
 
 @dataclass(frozen=True, slots=True)

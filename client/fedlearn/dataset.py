@@ -1,17 +1,20 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Labelled samples on the device, in the model's own int8 input grid."""
+"""Samples on the device, in the model's own int8 input grid, and what a loss compares with."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from fedlearn.errors import DatasetError, MissingFileError
 from fedlearn.model import Model
+from fedlearn.wire.messages import LOSSES
 
 # Values that the input's int8 cannot hold are clipped. A sensor may clip now and then; when so many
 # do, the data are in other units than the model.
@@ -26,10 +29,14 @@ _WRITE = "write it with numpy.savez(path, x=samples, y=labels)"
 
 @dataclass(frozen=True, eq=False)
 class Dataset:
-    """`inputs` int8 (N, ...) as the model takes them, `labels` int64 (N,) class numbers."""
+    """`inputs` int8 (N, ...) as the model takes them, and `labels` for one of the losses.
+
+    softmax_cross_entropy: class numbers int64 (N,). sigmoid_cross_entropy: 0 or 1, uint8 (N, C).
+    mean_squared_error: real values float32 (N, C), or for an autoencoder the inputs themselves.
+    """
 
     inputs: NDArray[np.int8]
-    labels: NDArray[np.int64]
+    labels: NDArray[Any]
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -39,20 +46,22 @@ class Dataset:
         return Dataset(self.inputs[rows], self.labels[rows])
 
     @classmethod
-    def load(cls, path: Path | str, model: Model) -> Dataset:
+    def load(cls, path: Path | str, model: Model, loss: str = LOSSES[0]) -> Dataset:
         """Read an `.npz` file with the arrays `x` and `y` and quantise it for `model`.
 
         `x` has shape (N, ...) with as many values a sample as the model's input; uint8 is raw and
-        taken as x/255, floats are real units, int8 is already quantised. `y` holds N class
-        numbers. Raises DatasetError with the reason when the file does not fit, and
-        MissingFileError when there is none.
+        taken as x/255, floats are real units, int8 is already quantised. `y` is what `loss` needs:
+        N class numbers, N rows of zeros and ones, or N rows of real values; without `y` a model
+        with mean_squared_error learns to give its inputs back. Raises DatasetError with the
+        reason when the file does not fit, and MissingFileError when there is none.
         """
         try:
             archive = np.load(path, allow_pickle=False)
             if isinstance(archive, np.ndarray):
                 raise DatasetError(f"{path} is an .npy file", hint=_WRITE)
             with archive:
-                x, y = archive["x"], archive["y"]
+                x = archive["x"]
+                y = archive["y"] if "y" in archive or loss not in _UNLABELLED else None
         except DatasetError:
             raise
         except FileNotFoundError as error:
@@ -64,34 +73,83 @@ class Dataset:
         except Exception as error:  # whatever NumPy, zipfile and zlib make of damaged bytes
             raise DatasetError(f"{path} is no usable .npz file", hint=_WRITE) from error
         try:
-            return cls.from_arrays(x, y, model)
+            return cls.from_arrays(x, y, model, loss)
         except DatasetError as error:
             raise DatasetError(f"{path}: {error.message}", hint=error.hint) from error
 
     @classmethod
-    def from_arrays(cls, x: NDArray[np.generic], y: NDArray[np.generic], model: Model) -> Dataset:
+    def from_arrays(
+        cls,
+        x: NDArray[np.generic],
+        y: NDArray[np.generic] | None,
+        model: Model,
+        loss: str = LOSSES[0],
+    ) -> Dataset:
         """Quantise arrays as `load` does."""
-        entry, exit_ = model.tensors[model.inputs[0]], model.tensors[model.outputs[0]]
-        shape, classes = entry.shape[1:], prod(exit_.shape[1:])
+        entry, exit_ = model.tensors[model.entry], model.tensors[model.exit]
+        shape = entry.shape[1:]
         if x.ndim == 0 or len(x) == 0:
             raise DatasetError("there are no samples", hint=_WRITE)
         if prod(x.shape[1:]) != prod(shape):
             raise DatasetError(
                 f"the samples have shape {x.shape}, the model takes (N, {str(shape)[1:]}"
             )
-        if y.shape != (len(x),) or not np.issubdtype(y.dtype, np.integer):
-            raise DatasetError(
-                f"the labels are {y.dtype}{y.shape}, not one class number for each of the "
-                f"{len(x)} samples",
-                hint="y.astype(int) makes numbers of floats, y.argmax(axis=1) of one-hot rows",
-            )
-        labels = y.astype(np.int64)
-        if labels.min() < 0 or labels.max() >= classes:
-            raise DatasetError(
-                f"labels run from {labels.min()} to {labels.max()}, the model has {classes} classes"
-            )
-        x = x.reshape(len(x), *shape)
-        return cls(_quantise(x, entry.scale, entry.zero_point), labels)
+        inputs = _quantise(x.reshape(len(x), *shape), entry.scale, entry.zero_point)
+        outputs = prod(exit_.shape[1:])
+        if y is None:
+            if outputs != prod(shape):
+                raise DatasetError(
+                    f"without labels a model gives its input back, but this one makes {outputs} "
+                    f"values of {prod(shape)}",
+                    hint=_WRITE,
+                )
+            return cls(inputs, inputs)
+        return cls(inputs, _LABELS[loss](y, len(x), outputs))
+
+
+def _class_numbers(y: NDArray[np.generic], count: int, classes: int) -> NDArray[np.int64]:
+    if y.shape != (count,) or not np.issubdtype(y.dtype, np.integer):
+        raise DatasetError(
+            f"the labels are {y.dtype}{y.shape}, not one class number for each of the "
+            f"{count} samples",
+            hint="y.astype(int) makes numbers of floats, y.argmax(axis=1) of one-hot rows",
+        )
+    labels = y.astype(np.int64)
+    if labels.min() < 0 or labels.max() >= classes:
+        raise DatasetError(
+            f"labels run from {labels.min()} to {labels.max()}, the model has {classes} classes"
+        )
+    return labels
+
+
+def _label_sets(y: NDArray[np.generic], count: int, outputs: int) -> NDArray[np.uint8]:
+    if y.shape != (count, outputs) or not np.isin(y, (0, 1)).all():
+        raise DatasetError(
+            f"the labels are {y.dtype}{y.shape}, not {outputs} zeros and ones for each of the "
+            f"{count} samples",
+            hint="numpy.eye(classes)[y] makes rows of class numbers",
+        )
+    return y.astype(np.uint8)
+
+
+def _real_values(y: NDArray[np.generic], count: int, outputs: int) -> NDArray[np.float32]:
+    if len(y.shape) == 0 or len(y) != count or prod(y.shape[1:]) != outputs:
+        raise DatasetError(
+            f"the labels have shape {y.shape}, the model makes {outputs} values for each of the "
+            f"{count} samples"
+        )
+    if not np.issubdtype(y.dtype, np.number) or not np.isfinite(y).all():
+        raise DatasetError("the labels are no finite numbers")
+    return y.reshape(count, outputs).astype(np.float32)
+
+
+_LABELS: dict[str, Callable[[NDArray[Any], int, int], NDArray[Any]]] = {
+    "softmax_cross_entropy": _class_numbers,
+    "sigmoid_cross_entropy": _label_sets,
+    "mean_squared_error": _real_values,
+}
+# Losses that a model can be trained with on its inputs alone.
+_UNLABELLED = ("mean_squared_error",)
 
 
 def _quantise(x: NDArray[np.generic], scale: float, zero_point: int) -> NDArray[np.int8]:

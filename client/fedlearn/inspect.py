@@ -46,7 +46,9 @@ class ModelReport:
     sha256: str
     file_bytes: int
     input_shape: tuple[int, ...]
+    input_type: str
     output_shape: tuple[int, ...]
+    output_type: str
     operators: tuple[OperatorReport, ...]
     tails: tuple[TailReport, ...]
 
@@ -58,7 +60,8 @@ class ModelReport:
         """The report in plain words."""
         lines = [
             f"sha256 {self.sha256}, {self.file_bytes:,} bytes",
-            f"int8 input {_shape(self.input_shape)}, output {_shape(self.output_shape)}",
+            f"{self.input_type} input {_shape(self.input_shape)}, "
+            f"{self.output_type} output {_shape(self.output_shape)}",
             "",
             f"{'#':>3}  {'operator':<20} {'output':<16} {'step':>10} {'zero':>5}  weights",
         ]
@@ -70,11 +73,15 @@ class ModelReport:
 
 def inspect_model(model: Model) -> ModelReport:
     """Describe a parsed model."""
+    # The file's own: what an application has to do with it, also where a QUANTIZE follows.
+    input_, output = model.tensors[model.inputs[0]], model.tensors[model.outputs[0]]
     return ModelReport(
         sha256=model.digest.hex(),
         file_bytes=len(model.data),
-        input_shape=model.tensors[model.inputs[0]].shape,
-        output_shape=model.tensors[model.outputs[0]].shape,
+        input_shape=input_.shape,
+        input_type=input_.dtype,
+        output_shape=output.shape,
+        output_type=output.dtype,
         operators=tuple(_operator(model, operator) for operator in model.operators),
         tails=tuple(_tail(model, tail) for tail in TAILS),
     )

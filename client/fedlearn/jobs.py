@@ -31,7 +31,11 @@ class PatchJob:
 
 @dataclass(frozen=True, slots=True)
 class TrainJob:
-    """Train one round and encode the update."""
+    """Train one round and encode the update.
+
+    `budget_kib`, where it is not 0, is the memory that training may use. With `personal_epochs` a
+    copy is trained that many epochs more and written to `personal_path`.
+    """
 
     task: str
     device: str
@@ -43,6 +47,9 @@ class TrainJob:
     tensors: tuple[int, ...]
     plan: TrainingPlan
     max_samples: int
+    budget_kib: int = 0
+    personal_epochs: int = 0
+    personal_path: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +67,8 @@ class Done:
     samples: int
     train_s: float
     peak_rss_bytes: int
+    accuracy: float | None = None  # of the round's model, on the judged samples
+    accuracy_personal: float | None = None  # of the device's own copy, on the same
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,7 +107,8 @@ def receive(stream: BinaryIO) -> JobMessage | None:
     values = cbor2.loads(body)
     kind = _KINDS[values.pop("kind")]
     if kind is TrainJob:
-        values["plan"] = TrainingPlan(**values["plan"])
+        plan = values["plan"]
+        values["plan"] = TrainingPlan(**{**plan, "class_weights": tuple(plan["class_weights"])})
         values["tensors"] = tuple(values["tensors"])
     names = {field.name for field in fields(kind)}
     return kind(**{name: value for name, value in values.items() if name in names})

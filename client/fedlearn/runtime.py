@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
-from dataclasses import dataclass
 from functools import cache
 from types import ModuleType
 from typing import Any
@@ -19,23 +18,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fedlearn.dataset import Dataset
 from fedlearn.errors import FedlearnError, ModelError
-from fedlearn.model import Model
 
 # Preferred first. The successor goes before tflite-runtime, whose last wheels are for Python 3.11.
 _RUNTIMES = ("ai_edge_litert", "tflite_runtime")
-# Keeps log(p) finite; one step of a softmax output quantised to int8 is 1/256.
-_LEAST_PROBABILITY = 1.0 / 512.0
-
-
-@dataclass(frozen=True, slots=True)
-class Evaluation:
-    """Accuracy (0..1) and mean cross-entropy (nats) of a classifier over `samples` samples."""
-
-    accuracy: float
-    loss: float
-    samples: int
 
 
 @cache
@@ -63,7 +49,7 @@ def is_litert() -> bool:
 
 
 class Session:
-    """An interpreter of one model with one input."""
+    """An interpreter of one model with one int8 input, such as a file or what `cut` makes of it."""
 
     def __init__(self, model: bytes, *, threads: int = 1, delegates: bool = False) -> None:
         """Open `model`; raises ModelError when the runtime cannot."""
@@ -109,24 +95,3 @@ class Session:
                     results.append(np.empty((len(inputs), *output.shape[1:]), output.dtype))
                 results[at][start : start + self._batch] = output[: self._batch - missing]
         return tuple(results)
-
-
-def evaluate(
-    model: bytes, dataset: Dataset, threads: int = 1, *, delegates: bool = True
-) -> Evaluation:
-    """Judge a classifier by the real interpreter, as an application would run it.
-
-    Its output is either probabilities (the last operator is SOFTMAX) or logits.
-    """
-    parsed = Model.parse(model)
-    output = parsed.tensors[parsed.outputs[0]]
-    raw = Session(model, threads=threads, delegates=delegates).run(dataset.inputs)
-    scores = (raw.reshape(len(raw), -1).astype(np.float64) - output.zero_point) * output.scale
-    if parsed.operators[-1].name != "SOFTMAX":
-        scores = np.exp(scores - scores.max(axis=1, keepdims=True))
-    # Probabilities in int8 do not quite sum to one.
-    scores = np.maximum(scores, _LEAST_PROBABILITY)
-    scores /= scores.sum(axis=1, keepdims=True)
-    hits = scores.argmax(axis=1) == dataset.labels
-    losses = -np.log(scores[np.arange(len(scores)), dataset.labels])
-    return Evaluation(float(hits.mean()), float(losses.mean()), len(scores))

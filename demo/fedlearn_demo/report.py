@@ -12,8 +12,9 @@ from statistics import median
 
 from fedlearn.dataset import Dataset
 from fedlearn.errors import FedlearnError
+from fedlearn.evaluation import evaluate
 from fedlearn.model import Model
-from fedlearn.runtime import evaluate, runtime_name
+from fedlearn.runtime import runtime_name
 from fedlearn_demo.digits import MODEL_PATH
 from fedlearn_demo.fleet import Device
 from fedlearn_demo.idle import Idle
@@ -98,9 +99,9 @@ def make_report(
         seed=settings.seed,
         samples_by_device=[device.samples for device in costs.devices],
         runtime=runtime_name(),
-        start_accuracy=evaluate(MODEL_PATH.read_bytes(), test).accuracy,
+        start_accuracy=evaluate(MODEL_PATH.read_bytes(), test).accuracy or 0.0,
         accuracy_by_round=[each.accuracy for each in rounds],
-        final_accuracy=evaluate(final, test).accuracy,
+        final_accuracy=evaluate(final, test).accuracy or 0.0,
         model_sha256=digest,
         bytes_up_median=median(up),
         bytes_up_max=max(up),

@@ -28,7 +28,7 @@ from fedlearn.wire.messages import (
 
 MODEL_PATH = Path(__file__).parents[2] / "demo/fedlearn_demo/digits/digits.tflite"
 TASK = "digits"
-METRICS = Metrics(1.0, 0.5, 0.6, 0.8, 0.25, 0.2, 30_000_000)
+METRICS = Metrics(1.0, 0.5, 0.25, 0.2, 30_000_000, 0.6, 0.8)
 MAX_BYTES = 1 << 24
 
 

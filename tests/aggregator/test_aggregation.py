@@ -79,11 +79,23 @@ def test_samples_out_of_range_are_refused(samples: int) -> None:
 @pytest.mark.parametrize(
     "deltas",
     [
-        {},
-        {3: np.zeros((2, 3), np.int32)},
+        {4: np.zeros((2, 3), np.int32)},
         {3: np.zeros((3, 2), np.int32), 5: np.zeros(2, np.int32)},
     ],
 )
 def test_other_tensors_are_refused(deltas: dict[int, np.ndarray]) -> None:  # type: ignore[type-arg]
     with pytest.raises(ValueError, match="fit"):
         DeltaSum(TENSORS).add(1, deltas)
+
+
+def test_a_tensor_that_was_not_trained_is_not_averaged() -> None:
+    """Device 1 trained both tensors on 10 samples, device 2 the bias alone on 30."""
+    whole = DeltaSum(TENSORS)
+    whole.add(10, {3: np.full((2, 3), 4, np.int32), 5: np.array([2, 2], np.int32)})
+    whole.add(30, {5: np.array([-2, 6], np.int32)})
+    mean = whole.mean()
+    assert mean[3].tolist() == [[4.0] * 3] * 2
+    assert mean[5].tolist() == [-1.0, 5.0]
+    alone = DeltaSum(TENSORS)
+    alone.add(30, {5: np.array([-2, 6], np.int32)})
+    assert alone.mean()[3].tolist() == [[0.0] * 3] * 2

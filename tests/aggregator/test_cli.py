@@ -71,7 +71,9 @@ def test_init_destroys_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str
         (["--task", "a b"], ExitCode.CONFIG, "name"),
         (["--cohort", "0"], ExitCode.CONFIG, "cohort"),
         (["--minimum", "11"], ExitCode.CONFIG, "minimum"),
-        (["--learning-rate", "nan"], ExitCode.CONFIG, "learning rate"),
+        (["--learning-rate", "nan"], ExitCode.USAGE, "learning-rate"),
+        (["--patience", "2"], ExitCode.CONFIG, "--validation"),
+        (["--budget-kib", "3"], ExitCode.FAILURE, "the least needs"),
         (["--server-learning-rate", "-1"], ExitCode.CONFIG, "server learning rate"),
         (["--model", "/nowhere.tflite"], ExitCode.NO_INPUT, "nowhere"),
         (["--model", __file__], ExitCode.DATA, "no .tflite"),
@@ -95,9 +97,9 @@ def test_init_says_what_is_wrong(
     assert not (tmp_path / "aggregator.sqlite").exists()
 
 
-@pytest.mark.parametrize(("branch", "code"), [(False, ExitCode.OK), (True, ExitCode.DATA)])
+@pytest.mark.parametrize(("activation", "code"), [(0, ExitCode.OK), (4, ExitCode.DATA)])
 def test_init_takes_no_model_that_no_device_can_train(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], branch: bool, code: int
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], activation: int, code: int
 ) -> None:
     rng = np.random.default_rng(0)
 
@@ -108,7 +110,7 @@ def test_init_takes_no_model_that_no_device_can_train(
             input_shape=(1, 4),
             output_shape=(1, 4),
             weight_shape=(4, 4),
-            options=networks.fully_connected(activation=0),
+            options=networks.fully_connected(activation=activation),
             terms=4,
             channel_axis=0,
             network=network,
@@ -116,14 +118,13 @@ def test_init_takes_no_model_that_no_device_can_train(
         )
 
     network = dense(None, None)
-    # The second layer reads what the first made, or else what the first read.
-    network = dense(network, network.inputs[0] if branch else network.outputs[0])
+    network = dense(network, network.outputs[0])
     (tmp_path / "model.tflite").write_bytes(network.write())
     arguments = ("--model", str(tmp_path / "model.tflite"))
     got, _, err = call(capsys, *init_arguments(tmp_path / "task", *arguments))
     assert got == code
-    assert ("branches" in err) == branch
-    assert (tmp_path / "task").exists() == (not branch)
+    assert ("TANH" in err) == (code != ExitCode.OK)
+    assert (tmp_path / "task").exists() == (code == ExitCode.OK)
 
 
 def test_a_new_task_is_shown_and_exported(

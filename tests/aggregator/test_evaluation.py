@@ -29,7 +29,7 @@ def test_a_first_read_that_fails_stops_nothing(
         async with service(tmp_path, make_task(Policy(1, 1))) as running:
             if failing:
                 monkeypatch.setattr(store, "unevaluated", fail)
-            evaluator = Evaluator(dataset, running.writer)
+            evaluator = Evaluator(dataset, "softmax_cross_entropy", running.writer)
             digest = start_model().digest
             evaluator.submit(digest)
             task = asyncio.create_task(evaluator.run())

@@ -389,3 +389,22 @@ def test_a_damaged_task_is_moved_aside_as_it_is(path: Path) -> None:
     assert moved.with_name(moved.name + "-wal").read_bytes() == b"its log"
     with closing(schema.open_reader(path)) as db:
         assert store.load_task(db) == make_task(Policy(1, 1))
+
+
+def test_a_file_of_the_first_version_is_taken_along(path: Path) -> None:
+    with closing(schema.open_writer(path)) as db:
+        db.executescript(
+            """DROP TABLE evaluations;
+            CREATE TABLE evaluations (model BLOB PRIMARY KEY, accuracy REAL NOT NULL,
+                                      loss REAL NOT NULL, samples INTEGER NOT NULL);
+            INSERT INTO evaluations VALUES (x'01', 0.5, 1.5, 10);
+            PRAGMA user_version=1;"""
+        )
+    unknown = store.EvaluationRow(None, 0.25, 10)
+    with closing(schema.open_reader(path)) as db:  # a reader takes it as it is
+        assert store.load_evaluations(db) == {b"\1": store.EvaluationRow(0.5, 1.5, 10)}
+    with closing(schema.open_writer(path)) as db:
+        store.add_evaluation(db, b"\2", unknown)
+        assert store.load_evaluations(db)[b"\1"].accuracy == 0.5
+        assert store.load_evaluations(db)[b"\2"] == unknown
+        assert db.execute("PRAGMA user_version").fetchone() == (schema.VERSION,)

@@ -10,8 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedlearn.dataset import Dataset
+from fedlearn.evaluation import evaluate
 from fedlearn.model import Model
-from fedlearn.runtime import evaluate
 from fedlearn.trainer.order import device_seed
 from fedlearn.trainer.tails import trainable_tensors
 from fedlearn.trainer.training import train

@@ -224,6 +224,21 @@ def softmax() -> tuple[int, Any]:
     return tflite.BuiltinOptions.SoftmaxOptions, write
 
 
+def add_float_edges(network: Network, *, at_input: bool = True, at_output: bool = True) -> None:
+    """Float32 in and out of an int8 network, as TFLite's converter leaves it by default."""
+    if at_input:
+        (inner,) = network.inputs
+        outer = network.tensor(network.tensors[inner]["shape"], tflite.TensorType.FLOAT32)
+        network.operator(tflite.BuiltinOperator.QUANTIZE, [outer], [inner])
+        network.operators.insert(0, network.operators.pop())
+        network.inputs = [outer]
+    if at_output:
+        (inner,) = network.outputs
+        outer = network.tensor(network.tensors[inner]["shape"], tflite.TensorType.FLOAT32)
+        network.operator(tflite.BuiltinOperator.DEQUANTIZE, [inner], [outer])
+        network.outputs = [outer]
+
+
 def weights(rng: np.random.Generator, shape: tuple[int, ...]) -> Array:
     """Random int8 weights in -127..127."""
     return rng.integers(-127, 128, shape).astype(np.int8)
@@ -274,4 +289,56 @@ def layer(
     output = network.tensor(output_shape, scales=spread, zeros=output_zero)
     network.operator(code, numbers, [output], options)
     network.outputs = [output]
+    return network
+
+
+def pool(
+    *, padding: int, stride: tuple[int, int], kernel: tuple[int, int], activation: int
+) -> tuple[int, Any]:
+    """Pool2DOptions."""
+
+    def write(builder: flatbuffers.Builder) -> int:
+        tflite.Pool2DOptionsStart(builder)
+        tflite.Pool2DOptionsAddPadding(builder, padding)
+        tflite.Pool2DOptionsAddStrideH(builder, stride[0])
+        tflite.Pool2DOptionsAddStrideW(builder, stride[1])
+        tflite.Pool2DOptionsAddFilterHeight(builder, kernel[0])
+        tflite.Pool2DOptionsAddFilterWidth(builder, kernel[1])
+        tflite.Pool2DOptionsAddFusedActivationFunction(builder, activation)
+        return int(tflite.Pool2DOptionsEnd(builder))
+
+    return tflite.BuiltinOptions.Pool2DOptions, write
+
+
+def reducer(*, keep_dims: bool) -> tuple[int, Any]:
+    """ReducerOptions."""
+
+    def write(builder: flatbuffers.Builder) -> int:
+        tflite.ReducerOptionsStart(builder)
+        tflite.ReducerOptionsAddKeepDims(builder, keep_dims)
+        return int(tflite.ReducerOptionsEnd(builder))
+
+    return tflite.BuiltinOptions.ReducerOptions, write
+
+
+def shaping(
+    code: int,
+    input_shape: tuple[int, ...],
+    output_shape: tuple[int, ...],
+    *,
+    options: tuple[int, Any] | None = None,
+    constant: Array | None = None,
+    scales: tuple[float, float] = (0.05, 0.05),
+    zeros: tuple[int, int] = (0, 0),
+) -> Network:
+    """One operator without weights, from one int8 tensor to one; `constant` says how it shapes."""
+    network = Network()
+    source = network.tensor(input_shape, scales=scales[0], zeros=zeros[0])
+    numbers = [source]
+    if constant is not None:
+        values = np.asarray(constant, np.int32)
+        numbers.append(network.tensor(values.shape, tflite.TensorType.INT32, data=values))
+    output = network.tensor(output_shape, scales=scales[1], zeros=zeros[1])
+    network.operator(code, numbers, [output], options)
+    network.inputs, network.outputs = [source], [output]
     return network

@@ -18,8 +18,8 @@ from rich.console import Console
 
 from fedlearn.dataset import Dataset
 from fedlearn.errors import ExitCode, FedlearnError
+from fedlearn.evaluation import evaluate
 from fedlearn.model import Model
-from fedlearn.runtime import evaluate
 from fedlearn_demo.digits import load_test
 from fedlearn_demo.display import PlainLines
 from fedlearn_demo.fleet import Fleet

@@ -12,8 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fedlearn.dataset import Dataset
+from fedlearn.evaluation import evaluate
 from fedlearn.model import Model
-from fedlearn.runtime import evaluate
 from fedlearn_demo.digits import MODEL_PATH, dirichlet_split, load_test, load_train
 from fedlearn_demo.digits.dataset import DATA_PATH, MIN_SAMPLES
 

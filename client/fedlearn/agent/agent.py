@@ -244,12 +244,17 @@ class Agent:
             tensors=order.tensors,
             plan=order.plan,
             max_samples=order.limits.samples,
+            budget_kib=self._config.training.memory_kib,
+            personal_epochs=self._config.training.personal_epochs,
+            personal_path=str(self._state.personal),
         )
         done = self._trainer.run(
             job, self._deadline, on_sent=self._note_first_training, on_progress=self._show_progress
         )
         self._publish(
-            trainer_peak_rss_bytes=max(self._status.trainer_peak_rss_bytes, done.peak_rss_bytes)
+            trainer_peak_rss_bytes=max(self._status.trainer_peak_rss_bytes, done.peak_rss_bytes),
+            accuracy=done.accuracy,
+            accuracy_personal=done.accuracy_personal,
         )
         if len(done.body) > order.limits.update_bytes:
             raise TrainerError(

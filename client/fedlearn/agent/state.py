@@ -4,6 +4,7 @@
     lock              held while an agent runs
     agent.json        what it remembers, see `Memory`
     pending.cbor      an update that is trained and not yet acknowledged
+    personal.tflite   the copy that was trained for this device alone, if it keeps one
     models/<hex>.tflite, models/<hex>.part   models by SHA-256, and a download under way
 
 Whatever cannot be read, because it is torn or corrupt, is put aside and never stops the agent.
@@ -53,6 +54,7 @@ class StateDirectory:
 
     def __init__(self, path: Path) -> None:
         self._path = path
+        self.personal = path / "personal.tflite"
         self.models = Models(path / "models")
         with storage_errors("create", self.models.path):
             path.mkdir(parents=True, exist_ok=True, mode=0o700)  # an update tells of the data

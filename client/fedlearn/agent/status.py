@@ -34,6 +34,8 @@ class Status:
     bytes_down: int = 0  # of models and differences, since the start
     update_bytes: int = 0  # the last update
     model_download_bytes: int = 0  # the last model, or difference
+    accuracy: float | None = None  # of the last round's model on this device's data, 0..1
+    accuracy_personal: float | None = None  # of this device's own copy, on the same samples
     trainer_peak_rss_bytes: int = 0
     agent_rss_bytes: int = 0
     last_error: str = ""
@@ -99,6 +101,7 @@ def describe(status: Status) -> str:
         ("aggregator", status.aggregator or "none found"),
         ("round", f"{status.round}, model {status.model[:12]}" if status.model else "none yet"),
         ("trained", f"{status.rounds_trained} rounds acknowledged"),
+        ("accuracy", _accuracies(status)),
         ("network", f"{status.bytes_up} bytes of updates up, {status.bytes_down} of models down"),
         (
             "memory",
@@ -108,3 +111,12 @@ def describe(status: Status) -> str:
         ("last error", status.last_error or "none"),
     ]
     return "\n".join(f"{name:<11} {clean(text)}" for name, text in lines)
+
+
+def _accuracies(status: Status) -> str:
+    if status.accuracy is None:
+        return "not known"
+    text = f"{status.accuracy:.1%} of the last round's model on this device's data"
+    if status.accuracy_personal is not None:
+        text += f", {status.accuracy_personal:.1%} of its own copy"
+    return text

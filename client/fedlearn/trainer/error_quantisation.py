@@ -30,3 +30,15 @@ def quantise(errors: NDArray[np.float32]) -> tuple[NDArray[np.float32], float]:
     _, exponent = math.frexp(largest / LARGEST)
     integers = errors * np.float32(math.ldexp(1.0, -exponent))
     return np.rint(integers, out=integers), math.ldexp(1.0, exponent)
+
+
+def keep(errors: NDArray[np.float32]) -> tuple[NDArray[np.float32], float]:
+    """Leave errors in float32, in the place of `quantise`: for comparison only.
+
+    Their sums are rounded, so that the trained bits depend on the BLAS.
+    """
+    return errors, 1.0
+
+
+# By the value of `TrainingPlan.errors`.
+QUANTISERS = {"int8": quantise, "float32": keep}

@@ -7,11 +7,13 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
+from fedlearn.anomaly import anomaly_scores, anomaly_threshold
 from fedlearn.dataset import Dataset
 from fedlearn.durable import write_durably
-from fedlearn.errors import MissingFileError, ModelError
+from fedlearn.errors import DatasetError, MissingFileError, ModelError
+from fedlearn.evaluation import Evaluation, evaluate
 from fedlearn.model import Model
-from fedlearn.runtime import Evaluation, evaluate
+from fedlearn.trainer.budget import choose
 from fedlearn.trainer.tails import trainable_tensors
 from fedlearn.trainer.training import Progress, train
 from fedlearn.wire.messages import TrainingPlan
@@ -19,13 +21,21 @@ from fedlearn.wire.messages import TrainingPlan
 
 @dataclass(frozen=True, slots=True)
 class LocalResult:
-    """Quality on the test data (the training data when there is none) by the real interpreter."""
+    """Quality on the test data (the training data when there is none) by the real interpreter.
+
+    `choice` says what a memory budget picked. `anomaly_threshold` is the score that 99.5 % of the
+    test samples stay below, for an autoencoder with enough of them.
+    """
 
     before: Evaluation
     after: Evaluation
     samples: int
+    epochs: int
+    stopped_early: bool
     train_s: float
     changed_weights: int
+    choice: tuple[str, ...]
+    anomaly_threshold: float | None
 
 
 def read_model(path: Path | str) -> Model:
@@ -44,28 +54,53 @@ def train_file(
     model_path: Path | str,
     data_path: Path | str,
     out_path: Path | str,
+    plan: TrainingPlan,
     *,
-    tail: str,
-    epochs: int,
-    batch_size: int,
-    learning_rate: float,
     seed: int,
+    tail: str = "all",
+    budget_kib: int | None = None,
     test_path: Path | str | None = None,
     progress: Progress | None = None,
 ) -> LocalResult:
-    """Train `model_path` on `data_path` and write the result, durably, to `out_path`."""
+    """Train `model_path` on `data_path` and write the result, durably, to `out_path`.
+
+    What is trained is the tail, or what fits into `budget_kib` where that is given.
+    """
     model = read_model(model_path)
-    tensors = [tensor.index for tensor in trainable_tensors(model, tail)]
-    data = Dataset.load(data_path, model)
-    test = Dataset.load(test_path, model) if test_path else data
-    before = evaluate(model.data, test)
-    plan = TrainingPlan("softmax_cross_entropy", epochs, batch_size, learning_rate)
+    data = Dataset.load(data_path, model, plan.loss)
+    test = Dataset.load(test_path, model, plan.loss) if test_path else data
+    choice: tuple[str, ...] = ()
+    if budget_kib is None:
+        tensors = trainable_tensors(model, tail)
+    else:
+        chosen = choose(model, plan, budget_kib, len(data))
+        tensors, choice = chosen.tensors, chosen.reasons
+    before = evaluate(model.data, test, loss=plan.loss)
     start = time.monotonic()
-    training = train(model, tensors, data, plan, seed=seed, progress=progress)
+    numbers = [tensor.index for tensor in tensors]
+    training = train(model, numbers, data, plan, seed=seed, progress=progress)
     train_s = time.monotonic() - start
     trained = model.patched(training.values)
     write_durably(Path(out_path), trained)
-    changed = sum(
-        int((values != model.array(index)).sum()) for index, values in training.values.items()
+    return LocalResult(
+        before=before,
+        after=evaluate(trained, test, loss=plan.loss),
+        samples=training.samples,
+        epochs=training.epochs,
+        stopped_early=training.stopped_early,
+        train_s=train_s,
+        changed_weights=sum(
+            int((values != model.array(index)).sum()) for index, values in training.values.items()
+        ),
+        choice=choice,
+        anomaly_threshold=_threshold(Model.parse(trained), test),
     )
-    return LocalResult(before, evaluate(trained, test), training.samples, train_s, changed)
+
+
+def _threshold(model: Model, test: Dataset) -> float | None:
+    if test.labels is not test.inputs:
+        return None
+    try:
+        return anomaly_threshold(anomaly_scores(model, test.inputs))
+    except DatasetError:  # too few samples to tell
+        return None

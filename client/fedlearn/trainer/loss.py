@@ -1,69 +1,155 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Softmax cross-entropy in fixed point.
+"""Losses: how far the outputs of a network are from what they should be.
 
-exp() differs in its last bits from one C library to the next, so it is a table of integers here:
-e^-d = 2^-t with t = d log2(e) in steps of 2^-10, whose fraction is looked up and whose integer
-part is a shift. Probabilities have 15 bits, errors p - y are exact multiples of 2^-15.
+The errors that start the backward pass have the same bits on every machine; the loss itself is only
+reported, and there the C library may round as it likes.
 """
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from math import isqrt, log2
+from math import log2
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-_STEP_BITS = 10  # of the exponent: relative error below 2^-11 ln 2 = 0.034 %
-_TABLE_BITS = 30  # of an entry: 2^30 * 4,096 classes stays within int64
+from fedlearn.errors import TrainerError
+from fedlearn.model import Model
+from fedlearn.trainer.powers import STEP_BITS, TABLE_BITS, negative_exponential, steps
+
 _PROBABILITY_BITS = 15
-_FARTHEST = _TABLE_BITS << _STEP_BITS  # beyond, the entry is shifted to zero
-_LOG2_E = np.float32(1.4426950408889634 * (1 << _STEP_BITS))
-
-
-def _powers() -> NDArray[np.int64]:
-    """round(2^30 2^(-i / 1024)), computed with integers alone: ten square roots, then powers."""
-    guard = 128
-    root = 1 << (guard - 1)  # one half
-    for _ in range(_STEP_BITS):
-        root = isqrt(root << guard)
-    entries, power = [], 1 << guard
-    for _ in range(1 << _STEP_BITS):
-        entries.append((power + (1 << (guard - _TABLE_BITS - 1))) >> (guard - _TABLE_BITS))
-        power = (power * root) >> guard
-    return np.array(entries, np.int64)
-
-
-_POWERS = _powers()
+_PROBABILITY = np.float32(2.0**-_PROBABILITY_BITS)
+_ONE = 1 << TABLE_BITS
 
 
 @dataclass(frozen=True, eq=False)
 class Judgement:
-    """Errors float32 (N, C) of the logits, summed loss in nats, number of right answers."""
+    """What a loss says of a batch.
+
+    `errors` float32 (N, C) is the gradient of the summed loss by the outputs; `loss` the summed
+    loss; `hits` the summed accuracy (of one sample 0..1), None where there is none.
+    """
 
     errors: NDArray[np.float32]
     loss: float
-    hits: int
+    hits: float | None
 
 
-def softmax_cross_entropy(logits: NDArray[np.float32], labels: NDArray[np.int64]) -> Judgement:
-    """Judge real-valued logits (N, C) by class numbers (N,).
+class Loss(ABC):
+    """One loss. `absorbed` is the last operator whose backward pass is part of it."""
 
-    The errors are the gradient of the summed loss by the logits, p - one_hot(label).
+    absorbed: str | None = None
+
+    @abstractmethod
+    def judge(self, outputs: NDArray[np.float32], labels: NDArray[Any]) -> Judgement:
+        """Judge outputs (N, C) in real units by the labels of a `Dataset` for this loss."""
+
+
+class SoftmaxCrossEntropy(Loss):
+    """One class a sample: labels int64 (N,), in nats.
+
+    Probabilities have 15 bits, errors p - y are exact multiples of 2^-15 (times the class's
+    weight).
     """
-    rows = np.arange(len(logits))
-    distance = (logits.max(axis=1, keepdims=True) - logits) * _LOG2_E
-    steps = np.rint(np.minimum(distance, _FARTHEST)).astype(np.int64)
-    mask = (1 << _STEP_BITS) - 1
-    powers = _POWERS[steps & mask] >> (steps >> _STEP_BITS)
-    total = powers.sum(axis=1, keepdims=True)
-    # Rounded, so that a step of doubt falls to neither side.
-    shares = ((powers << _PROBABILITY_BITS) + (total >> 1)) // total
-    shares[rows, labels] -= 1 << _PROBABILITY_BITS
-    errors = shares.astype(np.float32) * np.float32(2.0**-_PROBABILITY_BITS)
-    # Only reported, never trained on: here the C library may round as it likes. The true loss of a
-    # class beyond the table's reach is its distance.
-    far = distance[rows, labels] / float(1 << _STEP_BITS)
-    loss = float((far + np.log2(total[:, 0] / float(1 << _TABLE_BITS))).sum()) / log2(np.e)
-    hits = int((logits.argmax(axis=1) == labels).sum())
-    return Judgement(errors, loss, hits)
+
+    absorbed = "SOFTMAX"
+
+    def __init__(self, class_weights: Sequence[float] = ()) -> None:
+        self._weights = np.array(class_weights, np.float32)
+
+    def judge(self, outputs: NDArray[np.float32], labels: NDArray[Any]) -> Judgement:
+        """Errors are p - one_hot(label)."""
+        rows = np.arange(len(outputs))
+        distance = steps(outputs.max(axis=1, keepdims=True) - outputs)
+        powers = negative_exponential(distance)
+        total = powers.sum(axis=1, keepdims=True)
+        # Rounded, so that a step of doubt falls to neither side.
+        shares = ((powers << _PROBABILITY_BITS) + (total >> 1)) // total
+        shares[rows, labels] -= 1 << _PROBABILITY_BITS
+        errors = shares.astype(np.float32) * _PROBABILITY
+        # The true loss of a class beyond the table's reach is its distance.
+        far = distance[rows, labels] / float(1 << STEP_BITS)
+        losses = (far + np.log2(total[:, 0] / float(_ONE))) / log2(np.e)
+        if self._weights.size:
+            factors = self._weights[labels]
+            errors *= factors[:, None]
+            losses = losses * factors
+        hits = int((outputs.argmax(axis=1) == labels).sum())
+        return Judgement(errors, float(losses.sum()), hits)
+
+
+class SigmoidCrossEntropy(Loss):
+    """Any of C labels a sample: labels 0 or 1, (N, C); in nats, the sum over the labels.
+
+    A sample's accuracy is the share of its labels that are right. Weights of classes are factors
+    of the present labels' losses.
+    """
+
+    absorbed = "LOGISTIC"
+
+    def __init__(self, class_weights: Sequence[float] = ()) -> None:
+        self._weights = np.array(class_weights, np.float32)
+
+    def judge(self, outputs: NDArray[np.float32], labels: NDArray[Any]) -> Judgement:
+        """Errors are sigmoid(output) - label, multiples of 2^-15."""
+        powers = negative_exponential(steps(np.abs(outputs)))
+        total = powers + _ONE
+        likely = ((_ONE << _PROBABILITY_BITS) + (total >> 1)) // total
+        shares = np.where(outputs >= 0, likely, (1 << _PROBABILITY_BITS) - likely)
+        present = labels.astype(bool)
+        errors = (shares - (present.astype(np.int64) << _PROBABILITY_BITS)).astype(np.float32)
+        errors *= _PROBABILITY
+        wrong = np.where(present, -outputs, outputs).astype(np.float64)
+        losses = np.maximum(wrong, 0) + np.log1p(np.exp(-np.abs(wrong)))
+        if self._weights.size:
+            factors = np.where(present, self._weights, np.float32(1))
+            errors *= factors
+            losses = losses * factors
+        hits = float(((outputs >= 0) == present).mean(axis=1).sum())
+        return Judgement(errors, float(losses.sum()), hits)
+
+
+class MeanSquaredError(Loss):
+    """Real values: the mean over a sample's outputs of (output - label)^2.
+
+    Labels are float32 (N, C), or an autoencoder's own int8 inputs with this scale and zero point.
+    """
+
+    def __init__(self, scale: float, zero_point: int) -> None:
+        self._scale, self._zero = np.float32(scale), np.float32(zero_point)
+
+    def judge(self, outputs: NDArray[np.float32], labels: NDArray[Any]) -> Judgement:
+        """Errors are 2 (output - label) / C."""
+        wanted = labels.reshape(outputs.shape).astype(np.float32)
+        if labels.dtype == np.int8:
+            wanted -= self._zero
+            wanted *= self._scale
+        distance = outputs - wanted
+        loss = float(np.square(distance, dtype=np.float64).mean(axis=1).sum())
+        return Judgement(distance * np.float32(2.0 / outputs.shape[1]), loss, None)
+
+
+def _mean_squared_error(model: Model, class_weights: Sequence[float]) -> Loss:
+    if class_weights:
+        raise TrainerError("mean_squared_error knows no classes, so they have no weights")
+    entry = model.tensors[model.entry]
+    return MeanSquaredError(entry.scale, entry.zero_point)
+
+
+_MAKERS: dict[str, Callable[[Model, Sequence[float]], Loss]] = {
+    "softmax_cross_entropy": lambda _, weights: SoftmaxCrossEntropy(weights),
+    "sigmoid_cross_entropy": lambda _, weights: SigmoidCrossEntropy(weights),
+    "mean_squared_error": _mean_squared_error,
+}
+
+
+def make_loss(name: str, model: Model, class_weights: Sequence[float] = ()) -> Loss:
+    """The loss of this name for this model; TrainerError when there is none."""
+    if name not in _MAKERS:
+        raise TrainerError(f"there is no loss {name!r}", hint=f"use {', '.join(_MAKERS)}")
+    if not all(0 < weight < float("inf") for weight in class_weights):
+        raise TrainerError("weights of classes must be above 0")
+    return _MAKERS[name](model, class_weights)

@@ -9,7 +9,8 @@ over, and errors of a tensor that several operators read add up.
 from __future__ import annotations
 
 from collections.abc import Collection
-from math import prod
+from math import prod, sqrt
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,8 +19,11 @@ from fedlearn.errors import ModelError, UnsupportedOperatorError
 from fedlearn.model import Model, Operator
 from fedlearn.model.schema import Activation
 from fedlearn.runtime import Session
+from fedlearn.trainer.dither import Dither
+from fedlearn.trainer.error_quantisation import QUANTISERS
 from fedlearn.trainer.layer import Array, Layer
 from fedlearn.trainer.operators import LAYERS
+from fedlearn.trainer.parameters import FRACTION_BITS, Parameter
 from fedlearn.trainer.reshape import Reshape
 from fedlearn.trainer.weighted import WeightedLayer
 
@@ -34,10 +38,19 @@ def take(features: Features, rows: NDArray[np.int64]) -> Features:
 
 
 def depending(model: Model, operators: Collection[int]) -> tuple[Operator, ...]:
-    """The operators with these numbers and all that use what they make, in execution order."""
+    """The operators with these numbers and all that lie between them and the answer, in order.
+
+    What the answer does not depend on is left out: nothing could train it.
+    """
+    needed = {model.exit}
+    leading = []
+    for operator in reversed(model.operators):
+        if needed.intersection(operator.outputs):
+            leading.append(operator)
+            needed.update(operator.inputs)
     made: set[int] = set()
     found = []
-    for operator in model.operators:
+    for operator in reversed(leading):
         if operator.index in operators or made.intersection(operator.inputs):
             found.append(operator)
             made.update(operator.outputs)
@@ -52,9 +65,14 @@ class Tail:
     """
 
     def __init__(
-        self, model: Model, tensors: Collection[int], *, absorbed: str | None = "SOFTMAX"
+        self,
+        model: Model,
+        tensors: Collection[int],
+        *,
+        absorbed: str | None = "SOFTMAX",
+        errors: str = "int8",
     ) -> None:
-        """Build the layers that train the tensors with these numbers.
+        """Build the layers that train the tensors with these numbers, with this type of errors.
 
         Raises UnsupportedOperatorError when a tensor is no weight or bias of this model, or when an
         operator between it and the output cannot be trained.
@@ -64,7 +82,7 @@ class Tail:
         users = [op.index for op in model.operators if wanted.intersection(op.inputs[1:3])]
         if not users:
             raise UnsupportedOperatorError("the model has none of the tensors that are to train")
-        operators = [op for op in depending(model, users) if op.index <= model.exit_operator]
+        operators = list(depending(model, users))
         if operators and operators[-1].name == absorbed:
             operators.pop()
         try:
@@ -72,13 +90,30 @@ class Tail:
         except (IndexError, ValueError, OverflowError) as error:
             # Shapes or options that no converter writes.
             raise ModelError(f"the model is damaged: {error}") from error
+        for layer in self.layers:
+            layer.quantise = QUANTISERS[errors]
         self._mark(wanted)
+        self.thaw()
         self._made = {layer.output.index for layer in self.layers}
         self.entries, self._constants = self._sources()
         self._head = self._find_head()
         self._last_use = {
             tensor.index: at for at, layer in enumerate(self.layers) for tensor in layer.inputs
         }
+
+    def thaw(
+        self,
+        fraction_bits: int = FRACTION_BITS,
+        dither: Dither | None = None,
+        *,
+        anchored: bool = False,
+    ) -> None:
+        """Start from the model's weights, with this rounding; `anchored` for a `pull`."""
+        for parameter in self._parameters():
+            parameter.thaw(fraction_bits, dither, anchored=anchored)
+
+    def _parameters(self) -> list[Parameter]:
+        return [parameter for layer in self.weighted for parameter in layer.parameters()]
 
     def _layer(self, operator: Operator) -> Layer:
         kind = LAYERS.get(operator.name)
@@ -190,10 +225,23 @@ class Tail:
                 known = pending.get(tensor.index)
                 pending[tensor.index] = below if known is None else known + below
 
-    def update(self, rate: float) -> None:
-        """One SGD step; `rate` is the learning rate over the batch size."""
+    def gradient_norm(self) -> float:
+        """The l2 norm of all gradients of the last `backward`, summed over the batch."""
+        return sqrt(sum(layer.gradient_square() for layer in self.weighted))
+
+    def update(self, rate: float, pull: float = 0.0) -> None:
+        """One SGD step; `rate` is the learning rate over the batch size, `pull` FedProx's."""
         for layer in self.weighted:
-            layer.update(rate)
+            layer.update(rate, pull)
+
+    def snapshot(self) -> list[NDArray[Any]]:
+        """Copies of what is trained, for `restore`."""
+        return [parameter.snapshot() for parameter in self._parameters()]
+
+    def restore(self, snapshot: list[NDArray[Any]]) -> None:
+        """Go back to a snapshot."""
+        for parameter, values in zip(self._parameters(), snapshot, strict=True):
+            parameter.restore(values)
 
     def trained(self) -> Values:
         """Tensor number -> its values now, in the tensor's dtype and shape."""

@@ -42,8 +42,9 @@ def trainable_tensors(model: Model, tail: str) -> tuple[TrainableTensor, ...]:
 
 
 def weighted_operators(model: Model) -> list[Operator]:
-    """The operators that have weights, in execution order."""
-    return [op for op in model.operators if op.name in WEIGHTED]
+    """The operators that have weights and lead to the answer, in execution order."""
+    every = depending(model, range(len(model.operators)))
+    return [op for op in every if op.name in WEIGHTED]
 
 
 def count_layers(model: Model, tail: str) -> int:
@@ -76,7 +77,7 @@ def parameters(model: Model, operator: Operator) -> list[TrainableTensor]:
 def _blocker(model: Model, layers: Sequence[Operator]) -> tuple[Operator, str] | None:
     """The operator nearest to the output that keeps the layers from being trained, and why."""
     for operator in reversed(depending(model, {op.index for op in layers})):
-        if operator.index > model.exit_operator or operator.name in ABSORBED:
+        if operator.name in ABSORBED:
             continue
         if operator.name not in LAYERS:
             return operator, "it has no backward pass"

@@ -1,24 +1,26 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Local training: epochs of SGD over one device's samples."""
+"""Local training: SGD over one device's samples, as the round's plan says."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from fedlearn.dataset import Dataset
-from fedlearn.errors import TrainerError
+from fedlearn.errors import DatasetError, TrainerError
 from fedlearn.model import Model
-from fedlearn.trainer.loss import softmax_cross_entropy
+from fedlearn.trainer.dither import Dither
+from fedlearn.trainer.loss import Loss, make_loss
 from fedlearn.trainer.order import sample_order
+from fedlearn.trainer.parameters import FRACTION_BITS
+from fedlearn.trainer.schedule import factor
 from fedlearn.trainer.selftest import calibrate
-from fedlearn.trainer.tail import Features, Tail, take
+from fedlearn.trainer.tail import Features, Tail, Values, take
 from fedlearn.wire.messages import TrainingPlan
-
-LOSSES = ("softmax_cross_entropy",)
 
 # Loss and accuracy before and after are measured on this many samples at most: 3 % is close enough
 # for a dashboard, and the whole set would cost a third of an epoch each time.
@@ -33,20 +35,44 @@ Progress = Callable[[int, float, float], None]
 
 @dataclass(frozen=True, slots=True)
 class Quality:
-    """Mean cross-entropy (nats) and accuracy (0..1) by the trainer's own forward pass."""
+    """Mean loss and accuracy (0..1; None where the loss knows none) by the trainer itself."""
 
     loss: float
-    accuracy: float
+    accuracy: float | None
+
+
+@dataclass(frozen=True, eq=False)
+class Personal:
+    """A copy that was trained further for this device alone: its tensors and quality."""
+
+    values: Values
+    quality: Quality
 
 
 @dataclass(frozen=True, eq=False)
 class Training:
-    """What came out: the trained tensors by number, and the quality on the training data."""
+    """What came out: the trained tensors by number, and the quality on the judged samples.
 
-    values: dict[int, NDArray[np.int8] | NDArray[np.int32]]
+    Those are held-out samples when the plan holds some out, else some of the training data.
+    """
+
+    values: Values
     before: Quality
     after: Quality
     samples: int
+    epochs: int
+    stopped_early: bool
+    personal: Personal | None
+
+
+@dataclass(frozen=True, eq=False)
+class _Samples:
+    """Features and labels, the numbers of the samples to train on and of those to judge with."""
+
+    features: Features
+    labels: NDArray[Any]
+    trained: NDArray[np.int64]
+    judged: NDArray[np.int64]
 
 
 def train(
@@ -57,56 +83,144 @@ def train(
     *,
     seed: int,
     max_samples: int | None = None,
+    personal_epochs: int | None = None,
     progress: Progress | None = None,
 ) -> Training:
     """Train the tensors with these numbers on `dataset`; the model itself is not changed.
 
-    The result depends on model, tensors, data, plan and seed alone, to the bit. With more than
-    `max_samples` samples, that many are drawn by the seed. Raises UnsupportedOperatorError or
+    The result depends on model, tensors, data, plan and seed alone, to the bit (with int8 errors).
+    With more than `max_samples` samples, that many are drawn by the seed. With `personal_epochs` a
+    copy is trained that many epochs more. Raises UnsupportedOperatorError, DatasetError or
     TrainerError.
     """
-    if plan.loss not in LOSSES:
-        raise TrainerError(f"there is no loss {plan.loss!r}", hint=f"use {', '.join(LOSSES)}")
     if max_samples is not None and max_samples < 1:
         raise TrainerError(f"a training on {max_samples} samples is none")
-    tail = Tail(model, tensors)
+    loss = make_loss(plan.loss, model, plan.class_weights)
+    tail = Tail(model, tensors, absorbed=loss.absorbed, errors=plan.errors)
     calibrate(tail, model, dataset.inputs)
+    dither = None if plan.fraction_bits == FRACTION_BITS else Dither(seed)
+    tail.thaw(plan.fraction_bits, dither, anchored=plan.proximal > 0)
     drawn = sample_order(seed, 0, len(dataset))
     if max_samples is not None and max_samples < len(dataset):
         dataset = dataset.take(drawn[:max_samples])
         drawn = drawn[drawn < max_samples]
-    features, labels = tail.features(dataset.inputs), dataset.labels
-    judged = drawn[:JUDGED_SAMPLES]
-    before = _judge(tail, features, labels, judged)
-    batches = -(-len(labels) // plan.batch_size)
-    for epoch in range(plan.epochs):
-        order = sample_order(seed, epoch + 1, len(labels))
+    samples = _split(tail.features(dataset.inputs), dataset.labels, drawn, plan.validation)
+    before = _judge(tail, loss, samples)
+    run = _Run(tail, loss, samples, plan, seed=seed, more=personal_epochs or 0, progress=progress)
+    run.go()
+    after, values = _judge(tail, loss, samples), tail.trained()
+    personal = None
+    if personal_epochs is not None:
+        run.go_on()
+        personal = Personal(tail.trained(), _judge(tail, loss, samples))
+    return Training(
+        values, before, after, len(samples.trained), run.epochs, run.stopped_early, personal
+    )
+
+
+def _split(
+    features: Features, labels: NDArray[Any], drawn: NDArray[np.int64], validation: float
+) -> _Samples:
+    held = round(validation * len(drawn))
+    if validation and not 0 < held < len(drawn):
+        raise DatasetError(
+            f"{len(drawn)} samples cannot be split into {1 - validation:.0%} to train on and "
+            f"{validation:.0%} to validate with",
+            hint="collect more samples, or change the share that is held out",
+        )
+    trained = np.sort(drawn[held:])
+    return _Samples(features, labels, trained, drawn[: held or None][:JUDGED_SAMPLES])
+
+
+class _Run:
+    """The steps of one training."""
+
+    def __init__(
+        self,
+        tail: Tail,
+        loss: Loss,
+        samples: _Samples,
+        plan: TrainingPlan,
+        *,
+        seed: int,
+        more: int,
+        progress: Progress | None,
+    ) -> None:
+        """`more` are the epochs of `go_on`."""
+        self._tail, self._loss, self._samples = tail, loss, samples
+        self._plan, self._seed, self._progress = plan, seed, progress
+        self._batches = -(-len(samples.trained) // plan.batch_size)
+        self._steps = plan.steps or plan.epochs * self._batches
+        self._more = more
+        self._done = 0
+        self.epochs = 0
+        self.stopped_early = False
+
+    def go(self) -> None:
+        """Train as the plan says."""
+        patience, best, waited = self._plan.patience, float("inf"), 0
+        snapshot = None
+        while self._done < self._steps:
+            self._epoch(self._steps - self._done)
+            if not patience:
+                continue
+            quality = _judge(self._tail, self._loss, self._samples)
+            if quality.loss < best:
+                best, waited, snapshot = quality.loss, 0, self._tail.snapshot()
+            else:
+                waited += 1
+                if waited >= patience:
+                    self.stopped_early = self._done < self._steps
+                    self._done = self._steps
+        if snapshot is not None:
+            self._tail.restore(snapshot)
+
+    def go_on(self) -> None:
+        """Train some epochs more, at the plan's full learning rate."""
+        for _ in range(self._more):
+            self._epoch(self._batches)
+
+    def _epoch(self, most: int) -> None:
+        """One pass over the samples, of at most so many steps."""
+        samples, plan = self._samples, self._plan
+        order = sample_order(self._seed, self.epochs + 1, len(samples.trained))
         loss, seen = 0.0, 0
         # Batches of equal size: the mean gradient of a remainder of two samples, taken at the full
         # learning rate, has been seen to undo a round's training.
-        for batch, rows in enumerate(np.array_split(order, batches)):
-            loss += _step(tail, take(features, rows), labels[rows], plan.learning_rate)
-            seen += len(rows)
-            if progress:
-                progress(epoch, (epoch + (batch + 1) / batches) / plan.epochs, loss / seen)
-    after = _judge(tail, features, labels, judged)
-    return Training(tail.trained(), before, after, len(labels))
+        for part in np.array_split(order, self._batches)[:most]:
+            rate = plan.learning_rate
+            if self._done < self._steps:
+                rate *= factor(plan.schedule, self._done, self._steps)
+            loss += self._step(samples.trained[part], rate)
+            seen += len(part)
+            self._done += 1
+            if self._progress:
+                total = self._steps + self._more * self._batches
+                self._progress(self.epochs, self._done / total, loss / seen)
+        self.epochs += 1
+
+    def _step(self, rows: NDArray[np.int64], rate: float) -> float:
+        """One step on one batch; returns the summed loss before it."""
+        samples, plan = self._samples, self._plan
+        outputs = self._tail.forward(take(samples.features, rows))
+        judgement = self._loss.judge(outputs, samples.labels[rows])
+        self._tail.backward(judgement.errors)
+        share = 1.0
+        if plan.clip_norm:
+            norm = self._tail.gradient_norm() / len(rows)
+            share = plan.clip_norm / max(norm, plan.clip_norm)
+        self._tail.update(rate * share / len(rows), rate * plan.proximal)
+        return judgement.loss
 
 
-def _step(tail: Tail, features: Features, labels: NDArray[np.int64], learning_rate: float) -> float:
-    """One step on one batch; returns the summed loss before it."""
-    judgement = softmax_cross_entropy(tail.forward(features), labels)
-    tail.backward(judgement.errors)
-    tail.update(learning_rate / len(labels))
-    return judgement.loss
-
-
-def _judge(
-    tail: Tail, features: Features, labels: NDArray[np.int64], rows: NDArray[np.int64]
-) -> Quality:
-    loss, hits = 0.0, 0
+def _judge(tail: Tail, loss: Loss, samples: _Samples) -> Quality:
+    total, hits = 0.0, 0.0
+    known = True
+    rows = samples.judged
     for batch in np.array_split(rows, -(-len(rows) // _JUDGED_BATCH)):
-        judgement = softmax_cross_entropy(tail.forward(take(features, batch)), labels[batch])
-        loss += judgement.loss
-        hits += judgement.hits
-    return Quality(loss / len(rows), hits / len(rows))
+        outputs = tail.forward(take(samples.features, batch))
+        judgement = loss.judge(outputs, samples.labels[batch])
+        total += judgement.loss
+        known = judgement.hits is not None
+        hits += judgement.hits or 0
+    return Quality(total / len(rows), hits / len(rows) if known else None)

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from fedlearn.errors import ModelError
 from fedlearn.model import Model, Operator, Tensor
 from fedlearn.model.schema import Activation
+from fedlearn.trainer.error_quantisation import quantise
 from fedlearn.trainer.exact import Real
 from fedlearn.trainer.layer import Array, Layer, clamp
 from fedlearn.trainer.parameters import Parameter
@@ -143,8 +144,27 @@ class WeightedLayer(Layer):
             integers, scale = self.quantise(rows * self._weight_scales)
         return (self._to_input(integers) * np.float32(scale),)
 
-    def update(self, rate: float) -> None:
-        """One SGD step on the gradients of the last `backward`; `rate` is lr / batch size."""
+    def gradient_square(self) -> float:
+        """Squared l2 norm of the summed gradients, in real units, to 8 bits a number.
+
+        Rounded to integers first, so that the sums of squares are exact in any order.
+        """
+        total = 0.0
+        for gradient, scale in (
+            (self._weight_gradient, self._error_scale * self._input_scale),
+            (self._bias_gradient, self._error_scale),
+        ):
+            if gradient is not None:
+                integers, step = quantise(gradient.astype(np.float32))
+                squares = float(np.square(integers).sum(dtype=np.float64))
+                total += squares * (step * scale) ** 2
+        return total
+
+    def update(self, rate: float, pull: float = 0.0) -> None:
+        """One SGD step on the gradients of the last `backward`; `rate` is lr / batch size.
+
+        `pull` is the share of the way back to the start (FedProx: lr mu).
+        """
         scales = self._weight_scales.astype(np.float64)
         real = rate * self._error_scale
         if self._weight_gradient is not None:
@@ -153,9 +173,9 @@ class WeightedLayer(Layer):
             reach = np.maximum(gradient.max(self.terms_axis), -gradient.min(self.terms_axis))
             share = LARGEST_STEP / max(float((reach * factors).max()), LARGEST_STEP)
             real *= share
-            self.weight.step(gradient, self._per_channel(factors * share))
+            self.weight.step(gradient, self._per_channel(factors * share), pull)
         if self._bias_gradient is not None:
-            self.bias.step(self._bias_gradient, real / (self._input_scale * scales))
+            self.bias.step(self._bias_gradient, real / (self._input_scale * scales), pull)
             self._bias_gradient = None
 
     def _per_channel(self, factors: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -166,14 +186,25 @@ class WeightedLayer(Layer):
         """Train what is ours of the tensors with these numbers; returns it."""
         self.trains_weight = self.weight_index in tensors
         self.trains_bias = self.bias_index in tensors
-        marked = set()
-        if self.trains_weight:
-            marked.add(self.weight_index)
-            self.weight.thaw()
-        if self.trains_bias:
-            marked.add(self.bias_index)
-            self.bias.thaw()
-        return marked
+        return {
+            index
+            for index, trains in (
+                (self.weight_index, self.trains_weight),
+                (self.bias_index, self.trains_bias),
+            )
+            if trains
+        }
+
+    def parameters(self) -> list[Parameter]:
+        """Those of weight and bias that are trained."""
+        return [
+            parameter
+            for parameter, trains in (
+                (self.weight, self.trains_weight),
+                (self.bias, self.trains_bias),
+            )
+            if trains
+        ]
 
     def multiply_adds(self) -> int:
         """Multiply-adds of one sample's forward pass."""

@@ -62,16 +62,17 @@ class Window:
     rows: Axis
     columns: Axis
 
-    def pad(self, x: NDArray[np.float32]) -> NDArray[np.float32]:
-        """Surround (N, H, W, C) with the zeros that the window sees."""
+    def pad(self, x: NDArray[np.float32], fill: float = 0.0) -> NDArray[np.float32]:
+        """Surround (N, H, W, C) with the padding that the window sees, zeros or `fill`."""
         rows, columns = self.rows, self.columns
         if rows.padded == rows.size and columns.padded == columns.size:
             return np.ascontiguousarray(x)
-        padded = np.zeros((len(x), rows.padded, columns.padded, x.shape[3]), np.float32)
-        padded[self._inside()] = x
+        padded = np.full((len(x), rows.padded, columns.padded, x.shape[3]), fill, np.float32)
+        padded[self.inside()] = x
         return padded
 
-    def _inside(self) -> tuple[slice, slice, slice]:
+    def inside(self) -> tuple[slice, slice, slice]:
+        """Where the input lies in what `pad` makes."""
         rows, columns = self.rows, self.columns
         return (
             slice(None),
@@ -112,4 +113,4 @@ class Window:
         for row in range(rows.kernel):
             for column in range(columns.kernel):
                 padded[:, rows.taps(row), columns.taps(column)] += grid[:, :, :, row, column]
-        return padded[self._inside()]
+        return padded[self.inside()]

@@ -14,6 +14,7 @@ import resource
 import select
 import sys
 import time
+from collections.abc import Collection
 from pathlib import Path
 from typing import BinaryIO
 
@@ -29,6 +30,7 @@ from fedlearn.durable import write_durably
 from fedlearn.errors import FedlearnError, ModelError
 from fedlearn.jobs import Done, Failed, JobMessage, PatchJob, Progress, TrainJob, receive, send
 from fedlearn.model import Model
+from fedlearn.trainer.budget import choose
 from fedlearn.trainer.order import device_seed
 from fedlearn.trainer.training import train
 from fedlearn.wire import codec
@@ -124,19 +126,29 @@ def _train(job: TrainJob, replies: BinaryIO) -> Done:
             told_s = time.monotonic()
             send(replies, Progress(done))
 
+    dataset = Dataset.load(job.data_path, model, job.plan.loss)
+    tensors: Collection[int] = job.tensors
+    if job.budget_kib:
+        samples = min(len(dataset), job.max_samples)
+        choice = choose(model, job.plan, job.budget_kib, samples, job.tensors)
+        tensors = [tensor.index for tensor in choice.tensors]
     training = train(
         model,
-        job.tensors,
-        Dataset.load(job.data_path, model),
+        tensors,
+        dataset,
         job.plan,
         seed=device_seed(job.seed, job.device),
         max_samples=job.max_samples,
+        personal_epochs=job.personal_epochs or None,
         progress=tell,
     )
-    tensors = []
+    personal = training.personal
+    if personal is not None:
+        write_durably(Path(job.personal_path), model.patched(personal.values))
+    encoded = []
     for index, values in sorted(training.values.items()):
         encoding, data = encode_delta(np.subtract(values, model.array(index), dtype=np.int32))
-        tensors.append(EncodedTensor(index, int(encoding), data))
+        encoded.append(EncodedTensor(index, int(encoding), data))
     train_s = time.monotonic() - start_s
     metrics = Metrics(
         loss_before=training.before.loss,
@@ -146,11 +158,19 @@ def _train(job: TrainJob, replies: BinaryIO) -> Done:
         train_s=train_s,
         cpu_s=time.process_time() - start_cpu_s,
         peak_rss_bytes=peak_rss_bytes(),
+        accuracy_personal=personal.quality.accuracy if personal else None,
     )
     update = Update(
-        job.task, job.round, job.model, job.device, training.samples, metrics, tuple(tensors)
+        job.task, job.round, job.model, job.device, training.samples, metrics, tuple(encoded)
     )
-    return Done(codec.encode(update), training.samples, train_s, metrics.peak_rss_bytes)
+    return Done(
+        codec.encode(update),
+        training.samples,
+        train_s,
+        metrics.peak_rss_bytes,
+        metrics.accuracy_before,
+        metrics.accuracy_personal,
+    )
 
 
 def peak_rss_bytes() -> int:

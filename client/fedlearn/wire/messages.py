@@ -18,6 +18,9 @@ PROTOCOL_VERSION = 1
 MAX_MODEL_BYTES = 64 * 1024 * 1024
 # Which part of a model is trained; `fedlearn.model.tails` says what each means.
 TAILS = ("last", "dense", "all")
+# What training makes small; `fedlearn.trainer.loss` says how.
+LOSSES = ("softmax_cross_entropy", "sigmoid_cross_entropy", "mean_squared_error")
+SCHEDULES = ("constant", "linear", "cosine")
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +64,7 @@ Seed = Annotated[int, Range(0, 2**64 - 1)]
 Share = Annotated[float, Range(0.0, 1.0)]
 Seconds = Annotated[float, Range(0.0, 1e9)]  # 30 years: whatever is longer is a mistake
 Dtype = Annotated[str, Pattern("int8|int32")]
-Schedule = Annotated[str, Pattern("constant|linear|cosine")]
+Schedule = Annotated[str, Pattern("|".join(SCHEDULES))]
 ErrorType = Annotated[str, Pattern("int8|float32")]
 FractionBits = Annotated[int, Range(0, 8)]
 

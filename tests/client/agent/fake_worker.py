@@ -17,7 +17,7 @@ from fedlearn.jobs import Done, Failed, PatchJob, Progress, TrainJob
 from fedlearn.wire import codec
 from fedlearn.wire.messages import Difference, Metrics, Update
 
-METRICS = Metrics(1.0, 0.5, 0.5, 0.75, 0.0, 0.0, 12_345_678)
+METRICS = Metrics(1.0, 0.5, 0.0, 0.0, 12_345_678, 0.5, 0.75)
 
 
 def main() -> None:

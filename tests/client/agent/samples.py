@@ -9,6 +9,6 @@ UPDATE = Update(
     model=bytes(range(32)),
     device="board",
     samples=10,
-    metrics=Metrics(1.0, 0.5, 0.5, 0.75, 0.0, 0.0, 12_345_678),
+    metrics=Metrics(1.0, 0.5, 0.0, 0.0, 12_345_678, 0.5, 0.75),
     tensors=(EncodedTensor(5, Encoding.INT8, b"\x01\x00\xff"),),
 )

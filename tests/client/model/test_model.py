@@ -15,9 +15,10 @@ from hypothesis import strategies as st
 
 from fedlearn.dataset import Dataset
 from fedlearn.errors import FedlearnError, ModelError, UnsupportedOperatorError
+from fedlearn.evaluation import evaluate
 from fedlearn.inspect import inspect_model
 from fedlearn.model import Model
-from fedlearn.runtime import Session, _interpreter_module, evaluate
+from fedlearn.runtime import Session, _interpreter_module
 from fedlearn.trainer.tails import trainable_tensors
 from fedlearn_demo.digits import MODEL_PATH
 from tests.client.networks import Network, fully_connected, layer, softmax
@@ -296,22 +297,22 @@ def test_a_small_file_cannot_unfold_to_a_large_one(field: str) -> None:
 
 
 def _two_layers(rng: np.random.Generator, between: str) -> bytes:
-    """Networks that no device can train, each for another reason."""
+    """Two dense layers with something between them or behind."""
     network = _dense(rng)
     hidden = network.outputs[0]
     source = hidden
     if between == "softmax":
         source = network.tensor((1, 6), scales=1 / 256, zeros=-128)
         network.operator(tflite.BuiltinOperator.SOFTMAX, [hidden], [source], softmax())
-    elif between == "branch":
+    elif between == "dead end":
         source = network.inputs[0]
     layer(
         tflite.BuiltinOperator.FULLY_CONNECTED,
         rng,
         input_shape=(1, 6),
         output_shape=(1, 3),
-        weight_shape=(3, 12 if between == "branch" else 6),
-        options=fully_connected(activation={"relu": 1, "tanh": 4}.get(between, 0)),
+        weight_shape=(3, 12 if between == "dead end" else 6),
+        options=fully_connected(activation={"tanh": 4}.get(between, 0)),
         terms=6,
         channel_axis=0,
         per_channel=False,
@@ -325,8 +326,6 @@ def _two_layers(rng: np.random.Generator, between: str) -> bytes:
     ("between", "reason"),
     [
         ("softmax", "SOFTMAX"),
-        ("branch", "branches"),
-        ("relu", "an activation fused"),
         ("tanh", "TANH"),
     ],
 )
@@ -338,6 +337,12 @@ def test_tails_that_cannot_be_trained_are_refused_before_a_device_tries(
     refusal = report["all"].refusal
     assert refusal is not None
     assert reason in refusal
+
+
+def test_a_layer_that_leads_nowhere_is_not_trained(rng: np.random.Generator) -> None:
+    model = Model.parse(_two_layers(rng, "dead end"))
+    tensors = trainable_tensors(model, "all")
+    assert [tensor.shape for tensor in tensors] == [(3, 12), (3,)]
 
 
 def test_two_plain_layers_are_accepted(rng: np.random.Generator) -> None:

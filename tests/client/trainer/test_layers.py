@@ -332,6 +332,8 @@ def test_a_step_follows_the_gradient_in_real_units(kind: int) -> None:
     shape = model.tensors[0].shape[1:]
     x = rng.integers(-100, 101, (6, *shape))
     found.mark({found.weight_index, found.bias_index})
+    for parameter in found.parameters():
+        parameter.thaw()
     found.logits(x.astype(np.float32))  # not clamped: every error passes
     errors = rng.normal(0, 1, (6, *found.output.shape[1:])).astype(np.float32)
     before = found.weight._fixed.astype(np.float64) / 256

@@ -24,11 +24,11 @@ from fedlearn.errors import (
     TrainerError,
     UnsupportedOperatorError,
 )
+from fedlearn.evaluation import evaluate
 from fedlearn.model import Model
-from fedlearn.runtime import evaluate
 from fedlearn.trainer import weighted
 from fedlearn.trainer.local import train_file
-from fedlearn.trainer.loss import softmax_cross_entropy
+from fedlearn.trainer.loss import SoftmaxCrossEntropy
 from fedlearn.trainer.order import device_seed, philox, sample_order
 from fedlearn.trainer.selftest import calibrate
 from fedlearn.trainer.tail import Tail
@@ -144,7 +144,7 @@ def test_gradients_point_where_finite_differences_do(digits: Model, digits_train
     numbers = _numbers(digits, "all")
     tail = Tail(digits, numbers)
     calibrate(tail, digits, data.inputs)
-    judged = softmax_cross_entropy(tail.forward((data.inputs,)), data.labels)
+    judged = SoftmaxCrossEntropy().judge(tail.forward((data.inputs,)), data.labels)
     tail.backward(judged.errors)
     rng = np.random.default_rng(3)
     weights = {number: digits.array(number).astype(np.float64) for number in numbers}
@@ -295,9 +295,7 @@ def test_training_a_file(digits_file: bytes, tmp_path: Path, digits_train: Datas
     model.write_bytes(digits_file)
     few = _few(digits_train)
     np.savez(data, x=few.inputs, y=few.labels)
-    result = train_file(
-        model, data, out, tail="all", epochs=1, batch_size=32, learning_rate=0.1, seed=7
-    )
+    result = train_file(model, data, out, PLAN, seed=7)
     assert hashlib.sha256(out.read_bytes()).hexdigest()[:16] == DIGESTS["all"]
     assert result.after.accuracy > result.before.accuracy + 0.1
     assert 0 < result.changed_weights < 52_138

@@ -16,6 +16,7 @@ import pytest
 from fedlearn.dataset import Dataset
 from fedlearn.jobs import Done, Failed, JobMessage, PatchJob, Progress, TrainJob, receive, send
 from fedlearn.model import Model
+from fedlearn.trainer.budget import measure
 from fedlearn.trainer.order import device_seed
 from fedlearn.trainer.tails import trainable_tensors
 from fedlearn.trainer.training import train
@@ -91,6 +92,39 @@ def test_the_update_holds_what_training_gives(
         base = digits.array(tensor.index)
         delta = decode_delta(tensor.encoding, tensor.data, base.size, dtype=str(base.dtype))
         np.testing.assert_array_equal(base.ravel() + delta, expected[tensor.index].ravel())
+
+
+def test_a_small_budget_trains_a_part(worker: Worker, job: TrainJob, digits: Model) -> None:
+    last = [tensor.index for tensor in trainable_tensors(digits, "last")]
+    budget = measure(digits, last, PLAN, 300).total + 8
+    done = worker.run(replace(job, budget_kib=budget))
+    assert isinstance(done, Done)
+    trained = {tensor.index for tensor in codec.decode(Update, done.body, max_bytes=10**5).tensors}
+    assert set(last) <= trained < set(job.tensors)
+    none = worker.run(replace(job, budget_kib=1))
+    assert isinstance(none, Failed)
+    assert "nothing can be trained within 1 KiB" in none.error
+
+
+def test_a_personal_copy_is_kept_beside_the_update(
+    worker: Worker, job: TrainJob, digits: Model, tmp_path: Path
+) -> None:
+    path = tmp_path / "personal.tflite"
+    plan = replace(PLAN, validation=0.3)
+    plain = worker.run(replace(job, plan=plan))
+    job = replace(job, plan=plan, personal_epochs=3, personal_path=str(path))
+    done = worker.run(job)
+    assert isinstance(plain, Done)
+    assert isinstance(done, Done)
+    updates = [codec.decode(Update, each.body, max_bytes=10**5) for each in (plain, done)]
+    assert updates[0].tensors == updates[1].tensors, "the update is that of the round alone"
+    assert plain.accuracy_personal is None
+    assert done.accuracy is not None
+    assert done.accuracy_personal is not None
+    assert done.accuracy_personal > done.accuracy + 0.1
+    assert updates[1].metrics.accuracy_personal == done.accuracy_personal
+    personal = Model.parse(path.read_bytes())
+    assert (personal.array(job.tensors[0]) != digits.array(job.tensors[0])).any()
 
 
 def test_a_second_job_gives_the_same_bytes(worker: Worker, job: TrainJob) -> None:

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from fedlearn.wire.messages import (
+    ActivationRange,
     CheckIn,
     Difference,
     EncodedTensor,
@@ -26,8 +27,32 @@ DIGEST = bytes(range(32))
 MAX_BYTES = 100_000
 
 PLAN = TrainingPlan("cross-entropy", epochs=2, batch_size=32, learning_rate=0.1)
+FULL_PLAN = TrainingPlan(
+    "cross-entropy",
+    epochs=2,
+    batch_size=32,
+    learning_rate=0.1,
+    steps=100,
+    schedule="cosine",
+    proximal=0.5,
+    clip_norm=1.0,
+    class_weights=(1.0, 2.5),
+    validation=0.25,
+    patience=3,
+    fraction_bits=0,
+    errors="float32",
+)
 LIMITS = Limits(update_bytes=60_000, samples=10_000)
-METRICS = Metrics(1.5, 0.25, 0.5, 0.9, train_s=2.75, cpu_s=2.5, peak_rss_bytes=40_000_000)
+METRICS = Metrics(
+    1.5,
+    0.25,
+    train_s=2.75,
+    cpu_s=2.5,
+    peak_rss_bytes=40_000_000,
+    accuracy_before=0.5,
+    accuracy_after=0.9,
+    accuracy_personal=0.95,
+)
 UPDATE = Update(
     task="digits",
     round=7,
@@ -40,6 +65,7 @@ UPDATE = Update(
         EncodedTensor(3, Encoding.CODES, bytes(range(256))),
         EncodedTensor(4, Encoding.ZERO, b""),
     ),
+    ranges=(ActivationRange(5, -1.0, 6.5, 0.125),),
 )
 TENSOR = TrainableTensor(3, "dense/MatMul", (64, 784), "int8")
 EXAMPLES: tuple[Message, ...] = (
@@ -47,6 +73,7 @@ EXAMPLES: tuple[Message, ...] = (
     CheckIn("digits", "board-1"),
     CheckIn("digits", "board-1", TrainingFailure(7, "out of memory")),
     TrainOrder(7, DIGEST, 56_640, 2**64 - 1, 60.0, (2, 3, 4), PLAN, LIMITS),
+    TrainOrder(7, DIGEST, 56_640, 0, 60.0, (2,), FULL_PLAN, LIMITS),
     Wait(5.0, "the round is full"),
     UPDATE,
     Difference(DIGEST, DIGEST[::-1], Encoding.CODES, bytes(100)),

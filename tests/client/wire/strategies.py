@@ -8,6 +8,7 @@ import string
 from hypothesis import strategies as st
 
 from fedlearn.wire.messages import (
+    ActivationRange,
     CheckIn,
     Difference,
     EncodedTensor,
@@ -34,9 +35,27 @@ seconds = st.floats(0.0, 1e9)
 shares = st.floats(0.0, 1.0)
 reals = st.floats(allow_nan=False, allow_infinity=False)
 
-plans = st.builds(TrainingPlan, texts, positives, positives, reals)
+plans = st.builds(
+    TrainingPlan,
+    texts,
+    positives,
+    positives,
+    reals,
+    counts,
+    st.sampled_from(["constant", "linear", "cosine"]),
+    reals,
+    reals,
+    st.lists(reals, max_size=4).map(tuple),
+    shares,
+    counts,
+    st.integers(0, 8),
+    st.sampled_from(["int8", "float32"]),
+)
 limits = st.builds(Limits, counts, counts)
-metrics = st.builds(Metrics, reals, reals, shares, shares, seconds, seconds, counts)
+metrics = st.builds(
+    Metrics, reals, reals, seconds, seconds, counts, *[st.none() | shares for _ in range(3)]
+)
+ranges = st.builds(ActivationRange, counts, reals, reals, shares)
 
 # Encoding 0 has no data; which bytes the others may have is not the codec's business.
 encoded = st.one_of(st.just((0, b"")), st.tuples(st.integers(1, 5), st.binary(max_size=300)))
@@ -83,6 +102,7 @@ updates = st.builds(
     counts,
     metrics,
     st.lists(encoded_tensors, max_size=6).map(tuple),
+    st.lists(ranges, max_size=3).map(tuple),
 )
 differences = st.builds(
     lambda base, target, e: Difference(base, target, *e), digests, digests, encoded

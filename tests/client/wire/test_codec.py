@@ -154,7 +154,12 @@ def test_no_metric_is_a_nan_or_infinite(field: str, value: float) -> None:
     assert status_of(codec.encode(dataclasses.replace(UPDATE, metrics=metrics))) == 422
 
 
-@pytest.mark.parametrize("name", [field.name for field in dataclasses.fields(UPDATE)])
+def _required(kind: Any) -> list[str]:
+    fields = dataclasses.fields(kind)
+    return [field.name for field in fields if field.default is dataclasses.MISSING]
+
+
+@pytest.mark.parametrize("name", _required(UPDATE))
 def test_a_missing_field_is_named(name: str) -> None:
     plain = cbor2.loads(codec.encode(UPDATE))
     del plain[name]
@@ -190,3 +195,13 @@ def test_a_plan_of_no_epoch_or_of_empty_batches_is_refused(field: str) -> None:
     order = next(m for m in EXAMPLES if isinstance(m, TrainOrder))
     wrong = dataclasses.replace(order, plan=dataclasses.replace(order.plan, **changes))
     assert status_of(codec.encode(wrong), TrainOrder) == 422
+
+
+def test_optional_fields_may_be_absent() -> None:
+    plain = cbor2.loads(codec.encode(UPDATE))
+    del plain["ranges"], plain["metrics"]["accuracy_personal"]
+    body = cbor2.dumps(plain, canonical=True)
+    update = codec.decode(Update, body, max_bytes=MAX_BYTES)
+    assert update.ranges == ()
+    assert update.metrics.accuracy_personal is None
+    assert codec.encode(update) == body
