@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fedlearn.model.model import Model, Tensor
+from fedlearn.model import Model, Tensor
 from fedlearn.model.ties import Group, Layer, Ties
 
 # The steps between the ends of int8.
@@ -64,11 +64,11 @@ def grid_of(low: float, high: float) -> Grid:
 
     A `low` of zero gives zero point -128, as behind a ReLU. ValueError without a range.
     """
-    low, high = min(low, 0.0), max(high, 0.0)
-    scale = float(np.float32((high - low) / STEPS))
-    if not np.finfo(np.float32).tiny <= scale < np.inf:
+    bottom, top = min(low, 0.0), max(high, 0.0)
+    scale = float(np.float32((top - bottom) / STEPS))
+    if not (low <= high and np.finfo(np.float32).tiny <= scale < np.inf):
         raise ValueError(f"{low} to {high} is no range")
-    return Grid(scale, int(np.clip(np.rint(-128 - low / scale), -128, 127)))
+    return Grid(scale, int(np.clip(np.rint(-128 - bottom / scale), -128, 127)))
 
 
 def held(tensor: Tensor) -> tuple[float, float]:

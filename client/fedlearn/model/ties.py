@@ -16,7 +16,7 @@ from collections import Counter
 from dataclasses import dataclass
 from math import inf
 
-from fedlearn.model.model import Model, Operator, Tensor
+from fedlearn.model import Model, Operator, Tensor
 from fedlearn.model.schema import Activation
 
 # All int8 tensors of these have the same scale and zero point.
