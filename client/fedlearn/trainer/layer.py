@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -50,6 +51,8 @@ class Layer(ABC):
                 )
         # How errors become integers; the float option of the trainer puts another in its place.
         self.quantise: Callable[[Array], tuple[Array, float]] = quantise
+        # Who wants to know what the output would be without its clamp, see `report`.
+        self.watch: Callable[[NDArray[Any]], None] | None = None
 
     @property
     def input(self) -> Tensor:
@@ -66,6 +69,14 @@ class Layer(ABC):
     def choose(self, arithmetic: Arithmetic) -> None:
         """Compute with one of `arithmetics` from now on."""
         raise ValueError(f"{self.operator.name} has no {arithmetic}")
+
+    def report(self, values: NDArray[Any]) -> None:
+        """Every `forward` that requantises calls this with its output before any clamp.
+
+        `values` are integers of the output's grid without the zero point, of any shape and dtype.
+        """
+        if self.watch is not None:
+            self.watch(values)
 
     @abstractmethod
     def forward(self, *inputs: Array) -> Array:
