@@ -118,6 +118,7 @@ class WeightedLayer(Layer):
         """The operator as the runtime computes it, bit by bit."""
         (x,) = inputs
         y = self._requantise(self.accumulator(x))
+        self.report(y)
         np.maximum(y, self.lowest, out=y)
         np.minimum(y, self.highest, out=y)
         self._open = (y > self.lowest) & (y < self.highest)
@@ -126,7 +127,10 @@ class WeightedLayer(Layer):
     def logits(self, x: Array) -> Array:
         """Accumulators in real units, float32 (R, C): finer than the int8 output, not clamped."""
         self._open = None
-        return self.accumulator(x).astype(np.float32) * self._logit_scales
+        accumulator = self.accumulator(x)
+        if self.watch is not None:  # applications read the int8 output
+            self.report(self._requantise(accumulator))
+        return accumulator.astype(np.float32) * self._logit_scales
 
     def backward(self, errors: Array, wanted: tuple[bool, ...]) -> tuple[Array | None, ...]:
         """Quantise the errors, keep the parameters' gradients, pass errors down."""
