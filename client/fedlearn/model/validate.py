@@ -17,7 +17,7 @@ import numpy as np
 
 from fedlearn.errors import ModelError
 from fedlearn.model.flatbuffer import Table, corrupt
-from fedlearn.model.graph import MAX_NODES, MAX_OPERANDS, Operator, Tensor
+from fedlearn.model.graph import MAX_NODES, MAX_OPERANDS, MAX_RANK, Operator, Tensor
 from fedlearn.model.schema import (
     ITEM_BITS,
     MetadataSlot,
@@ -77,6 +77,11 @@ class _Call:
         options = self.operator.options
         return default if options is None else int(options.scalar(slot, layout, default))
 
+    def option_list(self, slot: int) -> list[int]:
+        """Numbers of the options, one for each of at most so many dimensions."""
+        options = self.operator.options
+        return [] if options is None else list(options.scalars(slot, "i", MAX_RANK))
+
     def axis(self, value: int, rank: int) -> int:
         """An axis, counted from the end where it is negative."""
         if not -rank <= value < rank:
@@ -96,6 +101,15 @@ def _broadcast(call: _Call) -> Shape:
         return np.broadcast_shapes(*shapes)
     except ValueError as error:
         raise _WrongError(f"shapes {shapes} do not broadcast") from error
+
+
+def _sum(call: _Call) -> Shape:
+    """ADD and SUB add in steps of 2^-20 of twice the larger scale, and abort above one step."""
+    scales = [float(tensor.scales[0]) for tensor in call.inputs if tensor and len(tensor.scales)]
+    output = call.outputs[0].scales
+    if scales and len(output) and 2 * max(scales) >= 2.0**20 * float(output[0]):
+        raise _WrongError(f"scales {scales} in and {output[0]} out")
+    return _broadcast(call)
 
 
 def _places(call: _Call, size: int, kernel: int, stride: int, dilation: int) -> int:
@@ -176,25 +190,37 @@ def _pool(call: _Call) -> Shape:
 
 
 def _reshape(call: _Call) -> Shape:
-    """Any shape of as many values; the runtime reads it from the operand, else the options."""
+    """Any shape of as many values; the operand says which, else the options."""
     shape = call.outputs[0].shape
-    if len(call.inputs) > 1 and call.inputs[1] is not None and call.inputs[1].is_constant:
+    operand = call.inputs[1] if len(call.inputs) > 1 else None
+    if operand is None:
+        wanted = call.option_list(0)
+    elif operand.is_constant:
         wanted = call.ints(1)
-        fixed = [size for size in wanted if size != -1]
-        if (
-            len(wanted) != len(shape)
-            or len(fixed) < len(wanted) - 1
-            or any(wish not in {-1, size} for wish, size in zip(wanted, shape, strict=True))
-        ):
-            raise _WrongError(f"shape {tuple(wanted)}, and its output is {shape}")
-    return _as_many(call)
-
-
-def _as_many(call: _Call) -> Shape:
-    shape = call.outputs[0].shape
-    if prod(shape) != prod(call.shape(0)):
-        raise _WrongError(f"shape {call.shape(0)} to {shape}")
+    else:
+        wanted = list(shape)  # known when it runs
+    free = wanted.count(-1)
+    fits = len(wanted) == len(shape) and free < 2 and prod(shape) == prod(call.shape(0))
+    if not fits or any(a not in {-1, b} for a, b in zip(wanted, shape, strict=True)):
+        raise _WrongError(f"it makes {tuple(wanted)} of {call.shape(0)}, and its output is {shape}")
     return shape
+
+
+def _squeeze(call: _Call) -> Shape:
+    shape = call.shape(0)
+    axes = {call.axis(value, len(shape)) for value in call.option_list(0)}
+    dropped = axes or {at for at, size in enumerate(shape) if size == 1}
+    if any(shape[at] != 1 for at in dropped):
+        raise _WrongError(f"axes {sorted(axes)} of {shape}")
+    return tuple(size for at, size in enumerate(shape) if at not in dropped)
+
+
+def _expand(call: _Call) -> Shape:
+    shape, values = call.shape(0), call.ints(1)
+    if len(values) != 1:
+        raise _WrongError(f"axes {values}")
+    axis = call.axis(values[0], len(shape) + 1)
+    return (*shape[:axis], 1, *shape[axis:])
 
 
 def _pad(call: _Call) -> Shape:
@@ -333,8 +359,8 @@ class _Rule:
 
     `options` is the type of its options in the schema's union; without `needs_options` they may be
     left out. Operands and outputs are letters: `a` activations, all of one type; `q` int8 ones; `w`
-    int8 weights and `b` their int32 bias; `f` float32; `x` anything. What has a `?` may be absent,
-    what has a `*` be repeated.
+    int8 weights and `b` their int32 bias; `f` float32; `x` anything. What ends in `?` may be left
+    out, in `-` also be -1, in `*` be repeated.
     """
 
     options: int | None
@@ -346,17 +372,17 @@ class _Rule:
 
 _RULES = {
     "ABS": _Rule(78, "a", "a", _same),
-    "ADD": _Rule(11, "a a", "a", _broadcast),
+    "ADD": _Rule(11, "a a", "a", _sum),
     "ARG_MAX": _Rule(40, "a x", "x", _arg),
     "ARG_MIN": _Rule(57, "a x", "x", _arg),
     "AVERAGE_POOL_2D": _Rule(5, "a", "a", _pool, needs_options=True),
     "CONCATENATION": _Rule(10, "a*", "a", _concatenation),
-    "CONV_2D": _Rule(1, "q w b?", "q", _convolution, needs_options=True),
+    "CONV_2D": _Rule(1, "q w b", "q", _convolution, needs_options=True),
     "DEPTH_TO_SPACE": _Rule(94, "a", "a", _blocks, needs_options=True),
-    "DEPTHWISE_CONV_2D": _Rule(2, "q w b?", "q", _depthwise, needs_options=True),
+    "DEPTHWISE_CONV_2D": _Rule(2, "q w b", "q", _depthwise, needs_options=True),
     "DEQUANTIZE": _Rule(38, "a", "f", _same),
-    "EXPAND_DIMS": _Rule(52, "a x", "a", _as_many),
-    "FULLY_CONNECTED": _Rule(8, "q w b?", "q", _fully_connected, needs_options=True),
+    "EXPAND_DIMS": _Rule(52, "a x", "a", _expand),
+    "FULLY_CONNECTED": _Rule(8, "q w b-", "q", _fully_connected, needs_options=True),
     "HARD_SWISH": _Rule(91, "a", "a", _same),
     "L2_NORMALIZATION": _Rule(12, "a", "a", _same),
     "LEAKY_RELU": _Rule(75, "a", "a", _same, needs_options=True),
@@ -385,9 +411,9 @@ _RULES = {
     "SOFTMAX": _Rule(9, "a", "a", _same, needs_options=True),
     "SPACE_TO_DEPTH": _Rule(19, "a", "a", _blocks, needs_options=True),
     "SPLIT": _Rule(35, "x a", "a*", _split, needs_options=True),
-    "SQUEEZE": _Rule(30, "a", "a", _as_many),
+    "SQUEEZE": _Rule(30, "a", "a", _squeeze),
     "STRIDED_SLICE": _Rule(32, "a x x x", "a", _strided_slice, needs_options=True),
-    "SUB": _Rule(28, "a a", "a", _broadcast),
+    "SUB": _Rule(28, "a a", "a", _sum),
     "SUM": _Rule(27, "a x", "a", _reduce),
     "TANH": _Rule(None, "a", "a", _same),
     "TRANSPOSE": _Rule(26, "a x", "a", _transpose),
@@ -506,13 +532,13 @@ def _paired(
     words = letters.split()
     if words[-1].endswith("*"):
         words = [words[0]] * max(len(tensors), 1)
-    least = sum(not word.endswith("?") for word in words)
+    least = sum(not word.endswith(("?", "-")) for word in words)
     if not least <= len(tensors) <= len(words):
         raise _WrongError(f"it has {len(tensors)} {what}")
     for word, tensor in zip(words, tensors, strict=False):
         if tensor is not None:
             yield word[0], tensor
-        elif not word.endswith("?"):
+        elif not word.endswith("-"):
             raise _WrongError("it lacks an input")
 
 

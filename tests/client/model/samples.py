@@ -22,6 +22,12 @@ from tests.client.networks import (
 )
 
 _Op = tflite.BuiltinOperator
+# Scale and zero point that some operators insist on.
+_GRIDS = {
+    _Op.LOGISTIC: (1 / 256, -128),
+    _Op.TANH: (1 / 128, 0),
+    _Op.L2_NORMALIZATION: (1 / 128, 0),
+}
 _SAME = tflite.Padding.SAME
 
 
@@ -29,7 +35,7 @@ def files() -> list[bytes]:
     """The digits model; the trainable operators with float edges; many operators in a prefix."""
     edged = separable()
     add_float_edges(edged)
-    return [MODEL_PATH.read_bytes(), edged.write(), prefixed().write()]
+    return [MODEL_PATH.read_bytes(), edged.write(), prefixed().write(), wide().write()]
 
 
 def separable() -> Network:
@@ -88,6 +94,43 @@ def prefixed() -> Network:
     return _classifier(rng, network, 8)
 
 
+def wide() -> Network:
+    """The other operators that are checked by name, one after the other."""
+    rng = np.random.default_rng(13)
+    network = _convolution(rng)
+    (x,) = network.outputs
+    image = (1, 4, 4, 4)
+    for code in (_Op.RELU, _Op.RELU6, _Op.HARD_SWISH, _Op.LOGISTIC, _Op.TANH, _Op.ABS):
+        x = _apply(network, code, [x], image)
+    x = _apply(network, _Op.LEAKY_RELU, [x], image, _leaky())
+    slopes = network.tensor((1, 1, 4), scales=0.01, data=np.arange(4, dtype=np.int8))
+    x = _apply(network, _Op.PRELU, [x, slopes], image)
+    x = _apply(network, _Op.SUB, [x, network.outputs[0]], image)
+    x = _apply(network, _Op.MAXIMUM, [x, network.outputs[0]], image)
+    x = _apply(network, _Op.L2_NORMALIZATION, [x], image)
+    x = _apply(network, _Op.SPACE_TO_DEPTH, [x], (1, 2, 2, 16), _blocks("SpaceToDepthOptions"))
+    x = _apply(network, _Op.DEPTH_TO_SPACE, [x], image, _blocks("DepthToSpaceOptions"))
+    corners = _ints(network, [[0, 0], [1, 1], [2, 0], [0, 0]])
+    x = _apply(network, _Op.MIRROR_PAD, [x, corners], (1, 6, 6, 4), _mirror())
+    starts, sizes = _ints(network, [0, 1, 0, 0]), _ints(network, [1, 4, -1, 4])
+    x = _apply(network, _Op.SLICE, [x, starts, sizes], (1, 4, 6, 4))
+    x = _apply(network, _Op.RESIZE_BILINEAR, [x, _ints(network, [2, 2])], (1, 2, 2, 4), _bilinear())
+    grid = network.tensors[x]
+    halves = [
+        network.tensor((1, 2, 2, 2), scales=grid["scales"], zeros=grid["zeros"]) for _ in range(2)
+    ]
+    network.operator(_Op.SPLIT, [_ints(network, 3), x], halves, _split())
+    x = _apply(network, _Op.PACK, halves, (1, 2, 2, 2, 2), _pack())
+    x = _apply(network, _Op.REDUCE_MAX, [x, _ints(network, [-1])], (1, 2, 2, 2), _mean())
+    x = _apply(network, _Op.EXPAND_DIMS, [x, _ints(network, 4)], (1, 2, 2, 2, 1))
+    x = _apply(network, _Op.SQUEEZE, [x], (2, 2, 2))
+    value = network.tensor((), scales=grid["scales"], zeros=grid["zeros"], data=np.int8(5))
+    margins = _ints(network, [[0, 1], [0, 0], [0, 0]])
+    x = _apply(network, _Op.PADV2, [x, margins, value], (3, 2, 2))
+    network.outputs = [x]
+    return _classifier(rng, network, 12)
+
+
 def _convolution(rng: np.random.Generator) -> Network:
     return layer(
         _Op.CONV_2D,
@@ -130,9 +173,10 @@ def _apply(
     shape: tuple[int, ...],
     options: tuple[int, Any] | None = None,
 ) -> int:
-    """Add an operator whose output has the grid of its first input."""
-    grid = network.tensors[inputs[0]]
-    output = network.tensor(shape, scales=grid["scales"], zeros=grid["zeros"])
+    """Add an operator whose output has the grid of its first input, or the one it must have."""
+    first = network.tensors[inputs[0]]
+    scale, zero = _GRIDS.get(code, (first["scales"], first["zeros"]))
+    output = network.tensor(shape, scales=scale, zeros=zero)
     network.operator(code, inputs, [output], options)
     return output
 
@@ -143,7 +187,7 @@ def _ints(network: Network, values: Any) -> int:
 
 
 def _options(
-    kind: int, name: str, **fields: int
+    kind: int, name: str, **fields: float
 ) -> tuple[int, Callable[[flatbuffers.Builder], int]]:
     """An options table by the names of the generated code."""
 
@@ -193,3 +237,29 @@ def _resize() -> tuple[int, Any]:
 
 def _mean() -> tuple[int, Any]:
     return _options(tflite.BuiltinOptions.ReducerOptions, "ReducerOptions", KeepDims=0)
+
+
+def _leaky() -> tuple[int, Any]:
+    return _options(tflite.BuiltinOptions.LeakyReluOptions, "LeakyReluOptions", Alpha=0.1)
+
+
+def _blocks(name: str) -> tuple[int, Any]:
+    return _options(getattr(tflite.BuiltinOptions, name), name, BlockSize=2)
+
+
+def _mirror() -> tuple[int, Any]:
+    return _options(tflite.BuiltinOptions.MirrorPadOptions, "MirrorPadOptions", Mode=0)
+
+
+def _bilinear() -> tuple[int, Any]:
+    return _options(
+        tflite.BuiltinOptions.ResizeBilinearOptions, "ResizeBilinearOptions", AlignCorners=0
+    )
+
+
+def _split() -> tuple[int, Any]:
+    return _options(tflite.BuiltinOptions.SplitOptions, "SplitOptions", NumSplits=2)
+
+
+def _pack() -> tuple[int, Any]:
+    return _options(tflite.BuiltinOptions.PackOptions, "PackOptions", ValuesCount=2, Axis=4)
