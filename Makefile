@@ -10,7 +10,7 @@ SOURCES := $(shell find client aggregator demo -name '*.py' -o -name '*.cddl' -o
 ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-benchmarks lint bench-accuracy clean
+.PHONY: help demo test test-benchmarks lint bench-accuracy bench-trainer clean
 
 help: ## Show what there is to make
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-16s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -34,8 +34,11 @@ test-benchmarks: $(BENCH)/done ## Run the benchmarks' own tests, which need PyTo
 lint: $(VENV)/dev ## Run the linters alone
 	@$(RUN)/python -m pytest -q tests/lint
 
-bench-accuracy: $(BENCH)/done ## int8 against float32 federated learning, side by side, 3 seeds
+bench-accuracy: $(BENCH)/done ## int8 against float32 federated learning, side by side, 5 seeds
 	@$(BENCH)/bin/python -m tests.benchmarks.accuracy $(ARGS)
+
+bench-trainer: $(BENCH)/done ## Speed and memory of training against PyTorch and TFLite's own training
+	@$(BENCH)/bin/python -m tests.benchmarks.trainer $(ARGS)
 
 clean: ## Remove what was built, the virtual environments too
 	rm -rf build dist *.egg-info $(VENV) $(OTHER) $(BENCH)

@@ -41,6 +41,8 @@ class Tensor:
     `scales` (float32) and `zero_points` (int64) have one element, or one for each slice along
     `axis`. `offset` and `byte_count` are the constant's place in the file, 0 and 0 for an
     activation. `buffer` is the number of the schema's buffer that holds the constant.
+    `scales_offset` and `zero_points_offset` are where the first scale (4 bytes each) and the first
+    zero point (8 bytes each) lie in the file, 0 when there are none.
     """
 
     index: int
@@ -53,6 +55,8 @@ class Tensor:
     buffer: int
     offset: int
     byte_count: int
+    scales_offset: int = 0
+    zero_points_offset: int = 0
 
     @property
     def is_constant(self) -> bool:
@@ -161,8 +165,10 @@ def _read_tensor(index: int, table: Table, buffers: list[tuple[int, int]]) -> Te
     quantisation = table.table(TensorSlot.QUANTIZATION)
     scales: tuple[float, ...] = ()
     zero_points: tuple[int, ...] = ()
-    axis = 0
+    axis = scales_offset = zero_points_offset = 0
     if quantisation is not None:
+        scales_offset, _ = quantisation.vector(QuantizationSlot.SCALE, 4)
+        zero_points_offset, _ = quantisation.vector(QuantizationSlot.ZERO_POINT, 8)
         scales = quantisation.scalars(QuantizationSlot.SCALE, "f", MAX_CHANNELS)
         zero_points = quantisation.scalars(QuantizationSlot.ZERO_POINT, "q", MAX_CHANNELS)
         axis = quantisation.scalar(QuantizationSlot.QUANTIZED_DIMENSION, "i")
@@ -178,4 +184,6 @@ def _read_tensor(index: int, table: Table, buffers: list[tuple[int, int]]) -> Te
         buffer=number,
         offset=offset,
         byte_count=byte_count,
+        scales_offset=scales_offset,
+        zero_points_offset=zero_points_offset,
     )

@@ -10,6 +10,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from math import prod
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -53,6 +54,8 @@ class Layer(ABC):
                 )
         # How errors become integers; the float option of the trainer puts another in its place.
         self.quantise: Callable[[Array], tuple[Array, float]] = quantise
+        # Who wants to know what the output would be without its clamp, see `report`.
+        self.watch: Callable[[NDArray[Any]], None] | None = None
 
     @property
     def input(self) -> Tensor:
@@ -78,6 +81,14 @@ class Layer(ABC):
     def values(self) -> int:
         """Numbers that a sample makes in a forward pass."""
         return prod(self.output.shape[1:])
+
+    def report(self, values: NDArray[Any]) -> None:
+        """Every `forward` that requantises calls this with its output before any clamp.
+
+        `values` are integers of the output's grid without the zero point, of any shape and dtype.
+        """
+        if self.watch is not None:
+            self.watch(values)
 
     @abstractmethod
     def forward(self, *inputs: Array) -> Array:

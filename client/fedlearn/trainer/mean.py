@@ -94,6 +94,7 @@ class Mean(Layer):
         if self._spatial:
             total += self._cells * self.input.zero_point
         mean = self._rescale(total) + (self._bias - self.output.zero_point)
+        self.report(mean)
         lowest, highest = -128 - self.output.zero_point, 127 - self.output.zero_point
         self._open = (mean >= lowest) & (mean <= highest)
         y = np.clip(mean, lowest, highest).astype(np.float32)

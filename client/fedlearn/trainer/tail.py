@@ -184,9 +184,8 @@ class Tail:
         values = dict(self._constants)
         for number, raw in zip(self.entries, features, strict=True):
             tensor = self._model.tensors[number]
-            x = raw.reshape(len(raw), *tensor.shape[1:]).astype(np.float32)
-            x -= tensor.zero_point
-            values[number] = x
+            x = raw.reshape(len(raw), *tensor.shape[1:])
+            values[number] = np.subtract(x, np.float32(tensor.zero_point), dtype=np.float32)
         return values
 
     def forward(self, features: Features) -> Array:

@@ -17,10 +17,11 @@ from fedlearn.trainer.dither import Dither
 from fedlearn.trainer.loss import Loss, make_loss
 from fedlearn.trainer.order import sample_order
 from fedlearn.trainer.parameters import FRACTION_BITS
+from fedlearn.trainer.ranges import RangeMeter
 from fedlearn.trainer.schedule import factor
 from fedlearn.trainer.selftest import calibrate
 from fedlearn.trainer.tail import Features, Tail, Values, take
-from fedlearn.wire.messages import TrainingPlan
+from fedlearn.wire.messages import ActivationRange, TrainingPlan
 
 # Loss and accuracy before and after are measured on this many samples at most: 3 % is close enough
 # for a dashboard, and the whole set would cost a third of an epoch each time.
@@ -54,6 +55,7 @@ class Training:
     """What came out: the trained tensors by number, and the quality on the judged samples.
 
     Those are held-out samples when the plan holds some out, else some of the training data.
+    `ranges` are what the activations of the trained tail would have to hold on them.
     """
 
     values: Values
@@ -63,6 +65,7 @@ class Training:
     epochs: int
     stopped_early: bool
     personal: Personal | None
+    ranges: tuple[ActivationRange, ...]
 
 
 @dataclass(frozen=True, eq=False)
@@ -108,13 +111,21 @@ def train(
     before = _judge(tail, loss, samples)
     run = _Run(tail, loss, samples, plan, seed=seed, more=personal_epochs or 0, progress=progress)
     run.go()
-    after, values = _judge(tail, loss, samples), tail.trained()
+    with RangeMeter(tail.layers) as meter:
+        after, values = _judge(tail, loss, samples), tail.trained()
     personal = None
     if personal_epochs is not None:
         run.go_on()
         personal = Personal(tail.trained(), _judge(tail, loss, samples))
     return Training(
-        values, before, after, len(samples.trained), run.epochs, run.stopped_early, personal
+        values=values,
+        before=before,
+        after=after,
+        samples=len(samples.trained),
+        epochs=run.epochs,
+        stopped_early=run.stopped_early,
+        personal=personal,
+        ranges=meter.ranges(),
     )
 
 
@@ -203,7 +214,7 @@ class _Run:
         """One step on one batch; returns the summed loss before it."""
         samples, plan = self._samples, self._plan
         outputs = self._tail.forward(take(samples.features, rows))
-        judgement = self._loss.judge(outputs, samples.labels[rows])
+        judgement = self._loss.judge(outputs, samples.labels[rows], count=False)
         self._tail.backward(judgement.errors)
         share = 1.0
         if plan.clip_norm:

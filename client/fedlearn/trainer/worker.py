@@ -161,7 +161,14 @@ def _train(job: TrainJob, replies: BinaryIO) -> Done:
         accuracy_personal=personal.quality.accuracy if personal else None,
     )
     update = Update(
-        job.task, job.round, job.model, job.device, training.samples, metrics, tuple(encoded)
+        task=job.task,
+        round=job.round,
+        model=job.model,
+        device=job.device,
+        samples=training.samples,
+        metrics=metrics,
+        tensors=tuple(encoded),
+        ranges=training.ranges,
     )
     return Done(
         codec.encode(update),

@@ -26,7 +26,7 @@ class File:
 
     def structure(self) -> list[int]:
         """Places of everything else."""
-        inside = set()
+        inside: set[int] = set()
         for start, size in self.constants:
             inside.update(range(start, start + size))
         return [at for at in range(len(self.data)) if at not in inside]

@@ -124,7 +124,9 @@ def wide() -> Network:
     x = _apply(network, _Op.REDUCE_MAX, [x, _ints(network, [-1])], (1, 2, 2, 2), _mean())
     x = _apply(network, _Op.EXPAND_DIMS, [x, _ints(network, 4)], (1, 2, 2, 2, 1))
     x = _apply(network, _Op.SQUEEZE, [x], (2, 2, 2))
-    value = network.tensor((), scales=grid["scales"], zeros=grid["zeros"], data=np.int8(5))
+    value = network.tensor(
+        (), scales=grid["scales"], zeros=grid["zeros"], data=np.array(5, np.int8)
+    )
     margins = _ints(network, [[0, 1], [0, 0], [0, 0]])
     x = _apply(network, _Op.PADV2, [x, margins, value], (3, 2, 2))
     network.outputs = [x]

@@ -1,0 +1,108 @@
+# SPDX-License-Identifier: Apache-2.0
+"""When a model needs other scales, and which.
+
+An activation that int8 cuts off too often gets a wider grid, one that uses little of its grid a
+narrower one. In between nothing moves: each change costs every device a few bytes and every int32
+bias a rounding. A weight of which many elements sit at the ends of their grid gets a coarser one.
+Bounds on each change keep the claims of a hostile or broken device from moving a model far.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fedlearn.model import Model
+from fedlearn.model.rescale import Rescaled, held, rescale
+from fedlearn.model.ties import Group, Ties
+from fedlearn.wire.messages import ActivationRange
+
+# A grid grows when more than this share of the values was cut off,
+CLIPPED = 0.001
+# to so much more than what was measured: training goes on,
+HEADROOM = 1.25
+# but by no more than this factor at once.
+GROWTH = 4.0
+# It shrinks when it is so many times as wide as that,
+WIDE = 4.0
+# by no more than this factor at once.
+SHRINKAGE = 2.0
+
+# A weight's grid becomes coarser by this factor
+COARSER = 1.25
+# when more than this share of a channel's weights, and more than one, sit at the ends: one does in
+# every fresh file, which scales a channel by its largest weight.
+AT_THE_ENDS = 0.01
+_END = 127
+
+
+def fitted(
+    model: Model,
+    ranges: Iterable[ActivationRange],
+    weights: Mapping[int, NDArray[np.float64]],
+) -> Rescaled | None:
+    """The model with scales that fit what was measured; None when they do already.
+
+    `weights` are the int8 weights by tensor in steps of the model's grid, before rounding. Ranges
+    of tensors that are no int8 activations are ignored.
+    """
+    measured = {each.index: each for each in ranges}
+    wishes = {}
+    for group in Ties(model).groups:
+        wish = None if group.pinned else _range(model, group, measured)
+        if wish is not None:
+            wishes[group.members[0]] = wish
+    widths = {
+        index: factors
+        for index, values in weights.items()
+        if (factors := _factors(model, index, values)) is not None
+    }
+    if not wishes and not widths:
+        return None
+    rescaled = rescale(model, wishes, widths)
+    return rescaled if rescaled.data != model.data else None
+
+
+def _range(
+    model: Model, group: Group, measured: Mapping[int, ActivationRange]
+) -> tuple[float, float] | None:
+    """The range that a group of tied activations wants, None for the one that it has."""
+    known = [measured[index] for index in group.members if index in measured]
+    if not known:
+        return None
+    tensor = model.tensors[group.members[0]]
+    low, high = held(tensor)
+    want_low = min(0.0, *(each.low for each in known)) * HEADROOM
+    want_high = max(0.0, *(each.high for each in known)) * HEADROOM
+    width, want = high - low, want_high - want_low
+    if max(each.clipped for each in known) > CLIPPED:
+        # Never narrower at either end: where values are cut off the other end says little.
+        want_low, want_high = min(want_low, low), max(want_high, high)
+        allowed = GROWTH * width
+    elif want * WIDE < width and all(index in measured for index in group.makers):
+        allowed = max(want, width / SHRINKAGE)
+        if want <= 0:
+            return None
+        factor = allowed / want
+        return want_low * factor, want_high * factor
+    else:
+        return None
+    factor = min(1.0, allowed / (want_high - want_low))
+    return want_low * factor, want_high * factor
+
+
+def _factors(model: Model, index: int, values: NDArray[np.float64]) -> NDArray[np.float64] | None:
+    """Factors for a weight's scales, None when no channel needs one."""
+    tensor = model.tensors[index]
+    if tensor.dtype != "int8":
+        return None
+    at_end = np.abs(np.rint(values)) >= _END
+    if len(tensor.scales) > 1:
+        rows = np.moveaxis(at_end, tensor.axis, 0).reshape(len(tensor.scales), -1)
+    else:
+        rows = at_end.reshape(1, -1)
+    counts = rows.sum(axis=1)
+    crowded = (counts > 1) & (counts > AT_THE_ENDS * rows.shape[1])
+    return np.where(crowded, COARSER, 1.0) if crowded.any() else None
