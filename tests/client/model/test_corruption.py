@@ -166,7 +166,7 @@ _DEADLY: dict[str, Callable[[], bytes]] = {
         lambda n: _operator(n, tflite.BuiltinOperator.DEPTHWISE_CONV_2D)["inputs"].pop()
     ),
     "an ADD of scales too far apart": lambda: _network(
-        lambda n: n.tensors[8].update(scales=np.float32([1e9])), samples.prefixed()
+        lambda n: n.tensors[8].update(scales=np.array([1e9], np.float32)), samples.prefixed()
     ),
 }
 
