@@ -14,6 +14,10 @@ from fedlearn.trainer.exact import Real, product
 from fedlearn.trainer.weighted import WeightedLayer
 from fedlearn.trainer.window import Axis, Window
 
+# Numbers in the patches that errors go back through at a time: 1 MiB stays in a cache, and is all
+# the memory they take.
+_BLOCK = 1 << 18
+
 
 def convolution_options(operator: Operator) -> Table:
     """The options of a convolution; they cannot be left out of a file that is whole."""
@@ -58,4 +62,36 @@ class Conv2D(WeightedLayer):
         return product(errors.T, self._patches)
 
     def _to_input(self, errors: NDArray[np.float32]) -> NDArray[np.float32]:
-        return self._window.scatter(product(errors, self.weight.grid), self._channels)
+        rows, columns = self._window.rows, self._window.columns
+        if rows.kernel == columns.kernel == rows.stride == columns.stride == 1:
+            below = product(errors, self.weight.grid).astype(np.float32, copy=False)
+            return below.reshape(-1, rows.size, columns.size, self._channels)
+        grid = errors.reshape(-1, rows.places, columns.places, errors.shape[1])
+        if rows.stride == columns.stride == 1:
+            weight, back = self._mirrored(), self._correlate
+            patch = rows.size * columns.size * len(weight)
+        else:
+            weight, back = self.weight.grid, self._scatter
+            patch = rows.places * columns.places * weight.shape[1]
+        below = np.empty((len(grid), rows.size, columns.size, self._channels), np.float32)
+        samples = max(_BLOCK // patch, 1)
+        for start in range(0, len(grid), samples):
+            block = slice(start, start + samples)
+            below[block] = back(grid[block], weight)
+        return below
+
+    def _mirrored(self) -> NDArray[np.float32]:
+        """The weights from the last tap to the first, (KH * KW * C, C_in)."""
+        rows, columns = self._window.rows, self._window.columns
+        taps = self.weight.grid.reshape(-1, rows.kernel, columns.kernel, self._channels)
+        return taps[:, ::-1, ::-1].transpose(1, 2, 0, 3).reshape(-1, self._channels)
+
+    def _correlate(self, grid: NDArray[np.float32], weight: NDArray[np.float32]) -> Real:
+        """With a stride of 1 the errors go back through a convolution with the mirrored weights."""
+        back, padded = self._window.mirrored(grid)
+        shape = (-1, back.rows.places, back.columns.places, self._channels)
+        return product(back.patches(padded), weight).reshape(shape)
+
+    def _scatter(self, grid: NDArray[np.float32], weight: NDArray[np.float32]) -> Real:
+        rows = grid.reshape(-1, grid.shape[3])
+        return self._window.scatter(product(rows, weight), self._channels)

@@ -17,6 +17,8 @@ Real = NDArray[np.float32] | NDArray[np.float64]
 
 # floor(2^24 / (255 * 128))
 EXACT_TERMS = 514
+# floor(2^24 / 127)
+EXACT_ERRORS = 132_104
 
 
 def product(a: NDArray[np.float32], b: NDArray[np.float32]) -> Real:
@@ -34,3 +36,10 @@ def product(a: NDArray[np.float32], b: NDArray[np.float32]) -> Real:
         rows = slice(terms * block // blocks, terms * (block + 1) // blocks)
         total += a[:, rows] @ b[rows]
     return total
+
+
+def column_sums(errors: NDArray[np.float32]) -> NDArray[np.float64]:
+    """Sums over the rows of integers (R, C) of at most 127, exact: a BLAS is 30 times as fast."""
+    if len(errors) > EXACT_ERRORS:
+        return errors.sum(axis=0, dtype=np.float64)
+    return (np.ones(len(errors), np.float32) @ errors).astype(np.float64)

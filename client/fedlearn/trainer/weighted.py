@@ -6,6 +6,7 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Collection
 from math import prod
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,7 +15,7 @@ from fedlearn.errors import ModelError
 from fedlearn.model import Model, Operator, Tensor
 from fedlearn.model.schema import Activation
 from fedlearn.trainer.error_quantisation import quantise
-from fedlearn.trainer.exact import Real
+from fedlearn.trainer.exact import Real, column_sums
 from fedlearn.trainer.layer import Array, Layer, clamp
 from fedlearn.trainer.parameters import Parameter
 from fedlearn.trainer.requantisation import Arithmetic, Requantiser
@@ -58,6 +59,8 @@ class WeightedLayer(Layer):
         self.bias = Parameter(model.array(bias) if has_bias else np.zeros(channels, np.int32))
         self.activation = self._activation()
         self.lowest, self.highest = clamp(operator, self.output, self.activation)
+        # Places of a line of the output: the width of an image.
+        self._places = self.output.shape[-2] if len(self.output.shape) == 4 else 1
         self.choose(self.arithmetics()[0])
         self._input_scale = self.input.scale
         self._logit_scales = (self.input.scales * self._weight_scales).astype(np.float32)
@@ -83,9 +86,10 @@ class WeightedLayer(Layer):
 
     def choose(self, arithmetic: Arithmetic) -> None:
         """Requantise as a kernel does that rounds so."""
-        self._requantise = Requantiser(
-            arithmetic, self.input.scales, self._weight_scales, self.output.scales
-        )
+        # The last channels of a place are others than those of a line.
+        self._by_place = arithmetic is Arithmetic.TWICE_VECTORS
+        scales = self._weight_scales if self._by_place else self._tiled(self._weight_scales)
+        self._requantise = Requantiser(arithmetic, self.input.scales, scales, self.output.scales)
 
     @abstractmethod
     def _activation(self) -> Activation:
@@ -112,12 +116,31 @@ class WeightedLayer(Layer):
 
     def accumulator(self, x: NDArray[np.float32]) -> NDArray[np.float64]:
         """The int32 accumulator, bias included, as float64 rows (R, C)."""
-        return np.add(self._accumulate(x), self.bias.grid, dtype=np.float64)
+        total = self._accumulate(x).astype(np.float64, copy=False)
+        lines = self._lines(total)
+        lines += self._tiled(self.bias.grid)
+        return total
+
+    def _lines(self, rows: NDArray[Any]) -> NDArray[Any]:
+        """Rows (R, C) of a contiguous array as fewer and longer ones, for `_tiled`.
+
+        Eight numbers a channel vector, as in a small convolution, keep NumPy's loops too short.
+        """
+        return rows.reshape(-1, self._places * rows.shape[1])
+
+    def _tiled(self, channels: NDArray[Any]) -> NDArray[Any]:
+        """One number for each channel, or for all, repeated over the places of a line."""
+        return np.tile(channels, self._places) if len(channels) > 1 else channels
+
+    def _rescaled(self, total: NDArray[np.float64]) -> Array:
+        """Accumulators (R, C) on the output's grid, not yet clamped."""
+        rows = total if self._by_place else self._lines(total)
+        return self._requantise(rows).reshape(total.shape)
 
     def forward(self, *inputs: Array) -> Array:
         """The operator as the runtime computes it, bit by bit."""
         (x,) = inputs
-        y = self._requantise(self.accumulator(x))
+        y = self._rescaled(self.accumulator(x))
         self.report(y)
         np.maximum(y, self.lowest, out=y)
         np.minimum(y, self.highest, out=y)
@@ -129,7 +152,7 @@ class WeightedLayer(Layer):
         self._open = None
         accumulator = self.accumulator(x)
         if self.watch is not None:  # applications read the int8 output
-            self.report(self._requantise(accumulator))
+            self.report(self._rescaled(accumulator))
         return accumulator.astype(np.float32) * self._logit_scales
 
     def backward(self, errors: Array, wanted: tuple[bool, ...]) -> tuple[Array | None, ...]:
@@ -141,13 +164,14 @@ class WeightedLayer(Layer):
         if self.trains_weight:
             self._weight_gradient = self._gradient(integers)
         if self.trains_bias:
-            self._bias_gradient = integers.sum(axis=0, dtype=np.float64)
+            self._bias_gradient = column_sums(integers)
         if not wanted[0]:
             return (None,)
         if len(self._weight_scales) == 1:
             scale = self._error_scale * float(self._weight_scales[0])
         else:
-            integers, scale = self.quantise(rows * self._weight_scales)
+            scaled = self._lines(rows) * self._tiled(self._weight_scales)
+            integers, scale = self.quantise(scaled.reshape(rows.shape))
         return (self._to_input(integers) * np.float32(scale),)
 
     def gradient_square(self) -> float:

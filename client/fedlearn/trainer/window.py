@@ -112,14 +112,42 @@ class Window:
     def scatter(self, patches: Real, channels: int) -> NDArray[np.float32]:
         """Adjoint of `patches`: add each patch back where it was taken from; (N, H, W, C).
 
-        The order of the additions is fixed, and they are exact while sums stay below 2^24.
+        A row of a patch is added as a whole, for all places at once that lie so far apart that
+        their patches do not overlap. The order of the additions is fixed, and they are exact while
+        sums stay below 2^24.
         """
         rows, columns = self.rows, self.columns
         grid = patches.reshape(
             -1, rows.places, columns.places, rows.kernel, columns.kernel, channels
         )
         padded = np.zeros((len(grid), rows.padded, columns.padded, channels), np.float32)
+        batch, down, right, channel = padded.strides
+        apart = -(-columns.span // columns.stride)
+        strides = (
+            batch,
+            down * rows.stride,
+            right * columns.stride * apart,
+            right * columns.dilation,
+            channel,
+        )
         for row in range(rows.kernel):
-            for column in range(columns.kernel):
-                padded[:, rows.taps(row), columns.taps(column)] += grid[:, :, :, row, column]
+            for first in range(min(apart, columns.places)):
+                part = grid[:, :, first::apart, row]
+                cells = padded[:, row * rows.dilation :, first * columns.stride :]
+                np.lib.stride_tricks.as_strided(cells, part.shape, strides)[...] += part
         return padded[self.inside()]
+
+    def mirrored(self, grid: NDArray[np.float32]) -> tuple[Window, NDArray[np.float32]]:
+        """The adjoint of a convolution with a stride of 1, which is one with a mirrored kernel.
+
+        Returns its window, which has a place for each cell of our input, and what it slides over:
+        (N, rows, columns, C) of our places with zeros around them.
+        """
+        rows, columns = (
+            Axis(axis.size + axis.span - 1, axis.kernel, 1, axis.dilation, Padding.VALID)
+            for axis in (self.rows, self.columns)
+        )
+        top, left = (axis.span - 1 - axis.before for axis in (self.rows, self.columns))
+        padded = np.zeros((len(grid), rows.size, columns.size, grid.shape[3]), np.float32)
+        padded[:, top : top + grid.shape[1], left : left + grid.shape[2]] = grid
+        return Window(rows, columns), padded

@@ -19,7 +19,8 @@ from hypothesis import strategies as st
 from fedlearn.errors import TrainerError
 from fedlearn.model import Model
 from fedlearn.runtime import Session, is_litert
-from fedlearn.trainer.exact import EXACT_TERMS, product
+from fedlearn.trainer import conv2d, depthwise_conv2d
+from fedlearn.trainer.exact import EXACT_ERRORS, EXACT_TERMS, column_sums, product
 from fedlearn.trainer.operators import LAYERS
 from fedlearn.trainer.requantisation import Arithmetic
 from fedlearn.trainer.selftest import calibrate
@@ -326,6 +327,43 @@ def test_fully_connected_gradients_are_exact(seed: int, terms: int, out: int, ba
     np.testing.assert_array_equal(found._accumulate(x.astype(np.float32)), x @ w.T)
     np.testing.assert_array_equal(found._gradient(errors.astype(np.float32)), errors.T @ x)
     np.testing.assert_array_equal(found._to_input(errors.astype(np.float32)), errors @ w)
+
+
+@pytest.mark.parametrize("kind", [CONV, DEPTHWISE])
+@pytest.mark.parametrize("stride", [1, 2])
+def test_blocks_of_samples_change_no_bit(
+    kind: int, stride: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    geometry = {
+        "kernel": (3, 3),
+        "dilation": (1, 1),
+        "stride": (stride, stride),
+        "size": (9, 8),
+        "padding": tflite.Padding.SAME,
+        "activation": 0,
+    }
+    _, found = _layer(_network(kind, geometry, 1, 4, 4))
+    rng = np.random.default_rng(1)
+    x = rng.integers(-255, 256, (7, 9, 8, 4)).astype(np.float32)
+    shape = (7 * int(np.prod(_places(geometry))), found.output.shape[-1])
+    errors = rng.integers(-127, 128, shape).astype(np.float32)
+    made = []
+    for numbers in (1 << 20, 2000, 1):
+        monkeypatch.setattr(conv2d, "_BLOCK", numbers)
+        monkeypatch.setattr(depthwise_conv2d, "_BLOCK", numbers)
+        made.append((found._accumulate(x), found._gradient(errors), found._to_input(errors)))
+    for each in made[1:]:
+        for first, second in zip(made[0], each, strict=True):
+            np.testing.assert_array_equal(first, second)
+
+
+@pytest.mark.parametrize("rows", [EXACT_ERRORS, EXACT_ERRORS + 1])
+def test_sums_of_the_largest_errors_are_exact(rows: int) -> None:
+    errors = np.full((rows, 2), 127, np.float32)
+    errors[0, 1] = 126
+    assert column_sums(errors).tolist() == [127 * rows, 127 * rows - 1]
+    alone = np.ones(1 << 18, np.float32) @ np.full((1 << 18, 1), 127, np.float32) + 1
+    assert int(alone[0]) != 127 * (1 << 18) + 1, "control: a float32 holds no such sum"
 
 
 @pytest.mark.parametrize("terms", [EXACT_TERMS, EXACT_TERMS + 1, 5000])
