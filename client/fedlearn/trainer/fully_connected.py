@@ -21,6 +21,15 @@ class FullyConnected(WeightedLayer):
         options = self.operator.options
         return Activation(options.scalar(0, "b") if options else 0)
 
+    def _scales(self) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        """With one scale for all weights this kernel rounds the product to float32 first.
+
+        See GetQuantizedConvolutionMultipler, which the convolutions and scales for each channel do
+        not use.
+        """
+        first, second = super()._scales()
+        return (first, second) if len(second) > 1 else (np.ones(1, np.float32), first * second)
+
     def _accumulate(self, x: NDArray[np.float32]) -> Real:
         self._shape = x.shape
         self._x = x.reshape(-1, self.weight.grid.shape[1])

@@ -88,8 +88,13 @@ class WeightedLayer(Layer):
         """Requantise as a kernel does that rounds so."""
         # The last channels of a place are others than those of a line.
         self._by_place = arithmetic is Arithmetic.TWICE_VECTORS
-        scales = self._weight_scales if self._by_place else self._tiled(self._weight_scales)
-        self._requantise = Requantiser(arithmetic, self.input.scales, scales, self.output.scales)
+        first, second = self._scales()
+        second = second if self._by_place else self._tiled(second)
+        self._requantise = Requantiser(arithmetic, first, second, self.output.scales)
+
+    def _scales(self) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        """The scales whose product in double precision the kernel divides by the output's."""
+        return self.input.scales, self._weight_scales
 
     @abstractmethod
     def _activation(self) -> Activation:
