@@ -95,6 +95,10 @@ def _same(call: _Call) -> Shape:
 
 def _broadcast(call: _Call) -> Shape:
     shapes = [call.shape(at) for at in range(len(call.inputs))]
+    return _broadcast_shapes(shapes)
+
+
+def _broadcast_shapes(shapes: Sequence[Shape]) -> Shape:
     if max(map(len, shapes)) > 4:  # some kernels abort above
         raise _WrongError("more than 4 dimensions to broadcast")
     try:
@@ -110,6 +114,18 @@ def _sum(call: _Call) -> Shape:
     if scales and len(output) and 2 * max(scales) >= 2.0**20 * float(output[0]):
         raise _WrongError(f"scales {scales} in and {output[0]} out")
     return _broadcast(call)
+
+
+def _batch_matmul(call: _Call) -> Shape:
+    """XNNPACK looks at both operands before it has counted them."""
+    one, two = call.shape(0), call.shape(1)
+    if min(len(one), len(two)) < 2:
+        raise _WrongError(f"{one} and {two} are no matrices")
+    rows, depth = reversed(one[-2:]) if call.option(0, "b") else one[-2:]
+    same, columns = reversed(two[-2:]) if call.option(1, "b") else two[-2:]
+    if depth != same:
+        raise _WrongError(f"{one} and {two} do not multiply")
+    return (*_broadcast_shapes([one[:-2], two[:-2]]), rows, columns)
 
 
 def _places(call: _Call, size: int, kernel: int, stride: int, dilation: int) -> int:
@@ -376,6 +392,7 @@ _RULES = {
     "ARG_MAX": _Rule(40, "a x", "x", _arg),
     "ARG_MIN": _Rule(57, "a x", "x", _arg),
     "AVERAGE_POOL_2D": _Rule(5, "a", "a", _pool, needs_options=True),
+    "BATCH_MATMUL": _Rule(101, "a a", "a", _batch_matmul),
     "CONCATENATION": _Rule(10, "a*", "a", _concatenation),
     "CONV_2D": _Rule(1, "q w b", "q", _convolution, needs_options=True),
     "DEPTH_TO_SPACE": _Rule(94, "a", "a", _blocks, needs_options=True),

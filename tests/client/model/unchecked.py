@@ -17,8 +17,9 @@ from fedlearn.model import Model, model
 from fedlearn.probe import run_once
 
 
-def main(mode: str = "unchecked", count: int = 0) -> None:
+def main(arguments: list[str]) -> None:
     """Run what the arguments say."""
+    mode, count = (arguments[0], int(arguments[1])) if arguments else ("unchecked", 0)
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     from tests.client.model.test_corruption import mutant
 
@@ -42,4 +43,4 @@ def main(mode: str = "unchecked", count: int = 0) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], *map(int, sys.argv[2:3]))
+    main(sys.argv[1:])
