@@ -72,30 +72,32 @@ def _range(
     known = [measured[index] for index in group.members if index in measured]
     if not known:
         return None
-    tensor = model.tensors[group.members[0]]
-    low, high = held(tensor)
-    want_low = min(0.0, *(each.low for each in known)) * HEADROOM
-    want_high = max(0.0, *(each.high for each in known)) * HEADROOM
-    width, want = high - low, want_high - want_low
+    low, high = held(model.tensors[group.members[0]])
+    width = high - low
+    # Bounded at once, so that no claim is too large to count with.
+    reach = width * GROWTH * 2
+    want_low = max(min(0.0, *(each.low for each in known)) * HEADROOM, -reach)
+    want_high = min(max(0.0, *(each.high for each in known)) * HEADROOM, reach)
     if max(each.clipped for each in known) > CLIPPED:
-        # Never narrower at either end: where values are cut off the other end says little.
-        want_low, want_high = min(want_low, low), max(want_high, high)
-        allowed = GROWTH * width
-    elif want * WIDE < width and all(index in measured for index in group.makers):
-        allowed = max(want, width / SHRINKAGE)
-        if want <= 0:
+        # Only ever wider, at both ends: behind a clamp less is measured than will be there.
+        if want_low >= low and want_high <= high:
             return None
-        factor = allowed / want
-        return want_low * factor, want_high * factor
-    else:
+        return _outwards(low, min(want_low, low), high, max(want_high, high))
+    want = want_high - want_low
+    if not 0.0 < want * WIDE < width or not set(group.makers) <= measured.keys():
         return None
-    factor = min(1.0, allowed / (want_high - want_low))
-    return want_low * factor, want_high * factor
+    share = max(1.0, width / SHRINKAGE / want)
+    return want_low * share, want_high * share
 
 
-def _factors(
-    model: Model, index: int, values: NDArray[np.float64]
-) -> NDArray[np.float64] | None:
+def _outwards(low: float, want_low: float, high: float, want_high: float) -> tuple[float, float]:
+    """Ends as far out as they want to be, or as far as one change may widen a range."""
+    more, allowed = (low - want_low) + (want_high - high), (high - low) * (GROWTH - 1.0)
+    share = min(1.0, allowed / more)
+    return low - (low - want_low) * share, high + (want_high - high) * share
+
+
+def _factors(model: Model, index: int, values: NDArray[np.float64]) -> NDArray[np.float64] | None:
     """Factors for a weight's scales, None when no channel needs one."""
     tensor = model.tensors[index]
     if tensor.dtype != "int8":
