@@ -10,7 +10,7 @@ SOURCES := $(shell find client aggregator demo -name '*.py' -o -name '*.cddl' -o
 ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-benchmarks lint bench-accuracy clean
+.PHONY: help demo test test-benchmarks lint bench-accuracy bench-trainer clean
 
 help: ## Show what there is to make
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-16s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -23,7 +23,7 @@ test: $(VENV)/dev $(OTHER)/dev ## Run all tests and linters, then those that use
 	for env in $(VENV) $(OTHER); do \
 	  [ -x $$env/bin/python ] || continue; \
 	  echo "==> tests, $$($$env/bin/python -c 'from fedlearn.runtime import runtime_name as n; print(n())')"; \
-	  [ $$env = $(VENV) ] && tests= || tests="tests/client tests/aggregator"; \
+	  [ $$env = $(VENV) ] && tests= || tests="tests/client tests/aggregator tests/models"; \
 	  $$env/bin/python -m pytest $$tests $(ARGS) || status=1; \
 	done; \
 	exit $$status
@@ -34,8 +34,11 @@ test-benchmarks: $(BENCH)/done ## Run the benchmarks' own tests, which need PyTo
 lint: $(VENV)/dev ## Run the linters alone
 	@$(RUN)/python -m pytest -q tests/lint
 
-bench-accuracy: $(BENCH)/done ## int8 against float32 federated learning, side by side, 3 seeds
+bench-accuracy: $(BENCH)/done ## int8 against float32 federated learning, side by side, 5 seeds
 	@$(BENCH)/bin/python -m tests.benchmarks.accuracy $(ARGS)
+
+bench-trainer: $(BENCH)/done ## Speed and memory of training against PyTorch and TFLite's own training
+	@$(BENCH)/bin/python -m tests.benchmarks.trainer $(ARGS)
 
 clean: ## Remove what was built, the virtual environments too
 	rm -rf build dist *.egg-info $(VENV) $(OTHER) $(BENCH)

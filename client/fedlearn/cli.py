@@ -37,8 +37,6 @@ exit codes:
   0 done   1 failed   2 wrong usage   65 unusable model or data   66 no such file
   69 no aggregator   74 cannot read or write   78 wrong configuration   130 interrupted
 """
-# The loss whose data sets need no labels.
-_UNLABELLED = "mean_squared_error"
 _Command = Callable[[argparse.Namespace], int]
 
 
@@ -102,7 +100,8 @@ def _add_model_commands(commands: argparse._SubParsersAction[argparse.ArgumentPa
         "inspect",
         _inspect,
         "describe a model and what of it can be trained",
-        "example:\n  fedlearn model inspect digits.tflite",
+        "examples:\n  fedlearn model inspect digits.tflite\n"
+        "  fedlearn model inspect digits.tflite --data train.npz --json",
     )
     evaluate = _add(
         commands,
@@ -133,6 +132,10 @@ def _add_model_commands(commands: argparse._SubParsersAction[argparse.ArgumentPa
         each.add_argument("data", type=Path, help="npz file with arrays x (inputs), y (labels)")
     evaluate.add_argument("--threads", type=whole(1), default=1)
     evaluate.add_argument("--loss", choices=LOSSES, default=LOSSES[0], help="default: %(default)s")
+    inspect.add_argument(
+        "--data", type=Path, metavar="NPZ", help="samples (array x) that show how far it saturates"
+    )
+    inspect.add_argument("--batch-size", type=whole(1), default=16, metavar="N", help="default: 16")
     score.add_argument(
         "--normal",
         type=Path,
@@ -252,10 +255,15 @@ def _status(options: argparse.Namespace) -> int:
 
 
 def _inspect(options: argparse.Namespace) -> int:
+    from fedlearn.dataset import Dataset
     from fedlearn.inspect import inspect_model
     from fedlearn.trainer.local import read_model
 
-    report = inspect_model(read_model(options.model))
+    model = read_model(options.model)
+    inputs = None
+    if options.data is not None:
+        inputs = Dataset.load_inputs(options.data, model)
+    report = inspect_model(model, options.batch_size, inputs)
     print(json.dumps(report.to_json()) if options.json else report.to_text())
     return ExitCode.OK
 
@@ -280,10 +288,10 @@ def _score(options: argparse.Namespace) -> int:
     from fedlearn.trainer.local import read_model
 
     model = read_model(options.model)
-    scores = anomaly_scores(model, Dataset.load(options.data, model, _UNLABELLED).inputs)
+    scores = anomaly_scores(model, Dataset.load_inputs(options.data, model))
     normal = scores
     if options.normal is not None:
-        normal = anomaly_scores(model, Dataset.load(options.normal, model, _UNLABELLED).inputs)
+        normal = anomaly_scores(model, Dataset.load_inputs(options.normal, model))
     threshold = anomaly_threshold(normal, options.quantile)
     anomalies = [number for number, score in enumerate(scores) if score > threshold]
     if options.json:

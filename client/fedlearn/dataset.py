@@ -55,25 +55,18 @@ class Dataset:
         with mean_squared_error learns to give its inputs back. Raises DatasetError with the
         reason when the file does not fit, and MissingFileError when there is none.
         """
-        try:
-            archive = np.load(path, allow_pickle=False)
-            if isinstance(archive, np.ndarray):
-                raise DatasetError(f"{path} is an .npy file", hint=_WRITE)
-            with archive:
-                x = archive["x"]
-                y = archive["y"] if "y" in archive or loss not in _UNLABELLED else None
-        except DatasetError:
-            raise
-        except FileNotFoundError as error:
-            raise MissingFileError(
-                f"there is no data file {path}", hint="name an .npz file with arrays x and y"
-            ) from error
-        except KeyError as error:
-            raise DatasetError(f"{path} lacks an array", hint=_WRITE) from error
-        except Exception as error:  # whatever NumPy, zipfile and zlib make of damaged bytes
-            raise DatasetError(f"{path} is no usable .npz file", hint=_WRITE) from error
+        x, y = _read(path, labelled=loss not in _UNLABELLED)
         try:
             return cls.from_arrays(x, y, model, loss)
+        except DatasetError as error:
+            raise DatasetError(f"{path}: {error.message}", hint=error.hint) from error
+
+    @staticmethod
+    def load_inputs(path: Path | str, model: Model) -> NDArray[np.int8]:
+        """The array `x` of a file alone, as `load` reads it."""
+        x, _ = _read(path, labelled=False)
+        try:
+            return _inputs(x, model)
         except DatasetError as error:
             raise DatasetError(f"{path}: {error.message}", hint=error.hint) from error
 
@@ -86,15 +79,8 @@ class Dataset:
         loss: str = LOSSES[0],
     ) -> Dataset:
         """Quantise arrays as `load` does."""
-        entry, exit_ = model.tensors[model.entry], model.tensors[model.exit]
-        shape = entry.shape[1:]
-        if x.ndim == 0 or len(x) == 0:
-            raise DatasetError("there are no samples", hint=_WRITE)
-        if prod(x.shape[1:]) != prod(shape):
-            raise DatasetError(
-                f"the samples have shape {x.shape}, the model takes (N, {str(shape)[1:]}"
-            )
-        inputs = _quantise(x.reshape(len(x), *shape), entry.scale, entry.zero_point)
+        inputs = _inputs(x, model)
+        shape, exit_ = inputs.shape[1:], model.tensors[model.exit]
         outputs = prod(exit_.shape[1:])
         if y is None:
             if outputs != prod(shape):
@@ -105,6 +91,40 @@ class Dataset:
                 )
             return cls(inputs, inputs)
         return cls(inputs, _LABELS[loss](y, len(x), outputs))
+
+
+def _read(
+    path: Path | str, *, labelled: bool
+) -> tuple[NDArray[np.generic], NDArray[np.generic] | None]:
+    """The arrays `x` and `y`, which may lack unless `labelled`."""
+    try:
+        archive = np.load(path, allow_pickle=False)
+        if isinstance(archive, np.ndarray):
+            raise DatasetError(f"{path} is an .npy file", hint=_WRITE)
+        with archive:
+            return archive["x"], archive["y"] if labelled or "y" in archive else None
+    except DatasetError:
+        raise
+    except FileNotFoundError as error:
+        raise MissingFileError(
+            f"there is no data file {path}", hint="name an .npz file with arrays x and y"
+        ) from error
+    except KeyError as error:
+        raise DatasetError(f"{path} lacks an array", hint=_WRITE) from error
+    except Exception as error:  # whatever NumPy, zipfile and zlib make of damaged bytes
+        raise DatasetError(f"{path} is no usable .npz file", hint=_WRITE) from error
+
+
+def _inputs(x: NDArray[np.generic], model: Model) -> NDArray[np.int8]:
+    entry = model.tensors[model.entry]
+    shape = entry.shape[1:]
+    if x.ndim == 0 or len(x) == 0:
+        raise DatasetError("there are no samples", hint=_WRITE)
+    if prod(x.shape[1:]) != prod(shape):
+        raise DatasetError(
+            f"the samples have shape {x.shape}, the model takes (N, {str(shape)[1:]}"
+        )
+    return _quantise(x.reshape(len(x), *shape), entry.scale, entry.zero_point)
 
 
 def _class_numbers(y: NDArray[np.generic], count: int, classes: int) -> NDArray[np.int64]:

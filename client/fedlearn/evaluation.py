@@ -26,6 +26,13 @@ class Evaluation:
     loss: float
     samples: int
 
+    @property
+    def known_accuracy(self) -> float:
+        """The accuracy of a classifier; ValueError where the loss knows none."""
+        if self.accuracy is None:
+            raise ValueError("this loss knows no accuracy")
+        return self.accuracy
+
 
 def evaluate(
     model: bytes,

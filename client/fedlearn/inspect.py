@@ -7,11 +7,17 @@ from dataclasses import asdict, dataclass
 from math import prod
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from fedlearn.errors import ModelError
 from fedlearn.model import Model, Operator
+from fedlearn.saturation import Saturation, saturation
+from fedlearn.trainer.budget import measure
+from fedlearn.trainer.loss import make_loss
 from fedlearn.trainer.tail import Tail
-from fedlearn.trainer.tails import trainable_tensors
-from fedlearn.wire.messages import TAILS
+from fedlearn.trainer.tails import count_layers, longest, trainable_tensors, weighted_operators
+from fedlearn.wire.messages import LOSSES, TAILS, TrainingPlan
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,15 +34,22 @@ class OperatorReport:
 
 
 @dataclass(frozen=True, slots=True)
-class TailReport:
-    """What training one tail means. `refusal` says why it cannot be trained, if so."""
+class CutReport:
+    """What training the last `layers` layers with weights means.
 
-    tail: str
+    `step_kib` is the memory of one step with the batch size of the report, `feature_bytes` what the
+    frozen prefix leaves in memory for each sample, `multiply_adds` those of one sample's forward
+    pass through the tail.
+    """
+
+    layers: int
+    first_operator: int
     tensors: tuple[int, ...]
     parameters: int
-    multiply_adds: int  # of one sample's forward pass through the tail
-    first_operator: int | None
-    refusal: str | None
+    multiply_adds: int
+    step_kib: int
+    feature_bytes: int
+    names: tuple[str, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +63,10 @@ class ModelReport:
     output_shape: tuple[int, ...]
     output_type: str
     operators: tuple[OperatorReport, ...]
-    tails: tuple[TailReport, ...]
+    batch_size: int
+    cuts: tuple[CutReport, ...]
+    refusal: str | None  # why no more layers can be trained, if there are more
+    saturation: tuple[Saturation, ...] | None  # None: no data were given
 
     def to_json(self) -> dict[str, Any]:
         """The report as JSON-ready values."""
@@ -66,24 +82,42 @@ class ModelReport:
             f"{'#':>3}  {'operator':<20} {'output':<16} {'step':>10} {'zero':>5}  weights",
         ]
         lines += [_operator_line(operator) for operator in self.operators]
-        lines += ["", "What can be trained:"]
-        lines += [_tail_line(tail) for tail in self.tails]
+        lines += ["", f"What can be trained (memory of one step of {self.batch_size} samples):"]
+        if self.cuts:
+            lines.append(
+                "  layers  from  parameters  multiply-adds  memory KiB  bytes kept a sample  tail"
+            )
+        lines += [_cut_line(cut) for cut in self.cuts]
+        if self.refusal is not None:
+            lines.append(f"No more than that: {self.refusal}" if self.cuts else self.refusal)
+        if self.saturation is not None:
+            lines += ["", "Saturation on the data:"]
+            lines.append(
+                "  #  operator              outputs at the end  int8 in use  weights at 127"
+            )
+            names = {operator.index: operator.name for operator in self.operators}
+            lines += [_saturation_line(each, names[each.operator]) for each in self.saturation]
         return "\n".join(lines)
 
 
-def inspect_model(model: Model) -> ModelReport:
-    """Describe a parsed model."""
-    # The file's own: what an application has to do with it, also where a QUANTIZE follows.
-    input_, output = model.tensors[model.inputs[0]], model.tensors[model.outputs[0]]
+def inspect_model(
+    model: Model, batch_size: int = 16, inputs: NDArray[np.int8] | None = None
+) -> ModelReport:
+    """Describe a parsed model; with samples (N, ...) also how far it saturates on them."""
+    first, last = (model.tensors[number] for number in (model.inputs[0], model.outputs[0]))
+    cuts, refusal = _cuts(model, batch_size)
     return ModelReport(
         sha256=model.digest.hex(),
         file_bytes=len(model.data),
-        input_shape=input_.shape,
-        input_type=input_.dtype,
-        output_shape=output.shape,
-        output_type=output.dtype,
+        input_shape=first.shape,
+        input_type=first.dtype,
+        output_shape=last.shape,
+        output_type=last.dtype,
         operators=tuple(_operator(model, operator) for operator in model.operators),
-        tails=tuple(_tail(model, tail) for tail in TAILS),
+        batch_size=batch_size,
+        cuts=cuts,
+        refusal=refusal,
+        saturation=None if inputs is None else saturation(model, inputs),
     )
 
 
@@ -108,19 +142,43 @@ def _operator(model: Model, operator: Operator) -> OperatorReport:
     )
 
 
-def _tail(model: Model, name: str) -> TailReport:
+def _cuts(model: Model, batch_size: int) -> tuple[tuple[CutReport, ...], str | None]:
+    count = len(weighted_operators(model))
+    most = longest(model)
+    cuts: list[CutReport] = []
     try:
-        tensors = trainable_tensors(model, name)
-        tail = Tail(model, [tensor.index for tensor in tensors])
+        named = {name: count_layers(model, name) for name in TAILS}
+        for layers in range(1, most + 1):
+            names = tuple(name for name, size in named.items() if size == layers)
+            cuts.append(_cut(model, layers, batch_size, names))
+        if most < count:
+            trainable_tensors(model, "all")
     except ModelError as error:
-        return TailReport(name, (), 0, 0, None, str(error))
-    return TailReport(
-        tail=name,
-        tensors=tuple(tensor.index for tensor in tensors),
+        return tuple(cuts), str(error)
+    return tuple(cuts), None if count else "the model has no layer with weights"
+
+
+def _usual_loss(model: Model) -> str:
+    """The loss that the end of the network tells of."""
+    last = model.operators[model.exit_operator].name
+    return {"SOFTMAX": LOSSES[0], "LOGISTIC": LOSSES[1]}.get(last, LOSSES[2])
+
+
+def _cut(model: Model, layers: int, batch_size: int, names: tuple[str, ...]) -> CutReport:
+    tensors = trainable_tensors(model, str(layers))
+    numbers = [tensor.index for tensor in tensors]
+    plan = TrainingPlan(_usual_loss(model), 1, batch_size, 1.0)
+    tail = Tail(model, numbers, absorbed=make_loss(plan.loss, model).absorbed)
+    need = measure(model, numbers, plan, batch_size)
+    return CutReport(
+        layers=layers,
+        first_operator=tail.layers[0].operator.index,
+        tensors=tuple(numbers),
         parameters=sum(prod(tensor.shape) for tensor in tensors),
         multiply_adds=tail.multiply_adds(),
-        first_operator=tail.layers[0].operator.index,
-        refusal=None,
+        step_kib=-(-need.step_bytes // 1024),
+        feature_bytes=need.feature_bytes // batch_size,
+        names=names,
     )
 
 
@@ -141,10 +199,16 @@ def _operator_line(operator: OperatorReport) -> str:
     ).rstrip()
 
 
-def _tail_line(tail: TailReport) -> str:
-    if tail.refusal is not None:
-        return f"  {tail.tail:<6} no: {tail.refusal}"
+def _cut_line(cut: CutReport) -> str:
     return (
-        f"  {tail.tail:<6} from operator {tail.first_operator}: {tail.parameters:,} parameters, "
-        f"{tail.multiply_adds:,} multiply-adds a sample"
+        f"  {cut.layers:>6}  {cut.first_operator:>4}  {cut.parameters:>10,}  "
+        f"{cut.multiply_adds:>13,}  {cut.step_kib:>10,}  {cut.feature_bytes:>19,}  "
+        f"{', '.join(cut.names) or cut.layers}"
     )
+
+
+def _saturation_line(each: Saturation, name: str) -> str:
+    weights = "" if each.weights_at_limit is None else f"{each.weights_at_limit:>14.1%}"
+    return (
+        f"{each.operator:>3}  {name:<20}  {each.at_limit:>14.1%}  {each.used:>11.0%}  {weights}"
+    ).rstrip()

@@ -2,15 +2,16 @@
 """The TFLite runtime of this machine: tflite-runtime or its successor ai-edge-litert.
 
 Interpreters are opened without delegates. XNNPACK rounds the requantisation in another way than
-TFLite's own kernels, so without it both runtimes compute the same bits of every operator that is
-trained but DEPTHWISE_CONV_2D, in which their own kernels differ. `delegates=True` opens the
-interpreter as an application would.
+TFLite's own kernels, so without it both runtimes compute the same bits of most operators that are
+trained. In DEPTHWISE_CONV_2D their own kernels differ, and ADD has other code where there are
+vectors. `delegates=True` opens the interpreter as an application would.
 """
 
 from __future__ import annotations
 
 import importlib
 import importlib.util
+import platform
 from functools import cache
 from types import ModuleType
 from typing import Any
@@ -19,6 +20,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedlearn.errors import FedlearnError, ModelError
+from fedlearn.log import clean
+
+# Of the runtime's own words, which name files of its source and tensors of the model.
+_MOST_REASON = 300
 
 # Preferred first. The successor goes before tflite-runtime, whose last wheels are for Python 3.11.
 _RUNTIMES = ("ai_edge_litert", "tflite_runtime")
@@ -48,6 +53,14 @@ def is_litert() -> bool:
     return _interpreter_module().__name__.startswith("ai_edge_litert")
 
 
+def has_vectors() -> bool:
+    """Whether the runtime's kernels that are written for Arm's NEON are built into it.
+
+    They are on Arm; ai-edge-litert has them on x86-64, too, by way of SSE.
+    """
+    return is_litert() or platform.machine().startswith(("aarch64", "arm"))
+
+
 class Session:
     """An interpreter of one model with one int8 input, such as a file or what `cut` makes of it."""
 
@@ -60,11 +73,13 @@ class Session:
             self._interpreter: Any = module.Interpreter(
                 model_content=model, num_threads=threads, experimental_op_resolver_type=kind
             )
+            # As the file has them; the kernels make their own when they are allocated.
+            exits = self._interpreter.get_output_details()
             self._interpreter.allocate_tensors()
         except (ValueError, RuntimeError) as error:
-            raise ModelError(f"the TFLite runtime refuses the model: {error}") from error
+            raise _refused(error) from error
         (entry,) = self._interpreter.get_input_details()
-        exits = self._interpreter.get_output_details()
+        self._shapes = [tuple(each["shape"]) for each in exits]
         self._input: int = entry["index"]
         self._outputs: list[int] = [each["index"] for each in exits]
         self._batch = int(entry["shape"][0])
@@ -87,11 +102,23 @@ class Session:
             missing = self._batch - len(chunk)
             if missing:
                 chunk = np.concatenate([chunk, np.repeat(chunk[:1], missing, axis=0)])
-            self._interpreter.set_tensor(self._input, chunk)
-            self._interpreter.invoke()
+            try:
+                self._interpreter.set_tensor(self._input, chunk)
+                self._interpreter.invoke()
+            except (ValueError, RuntimeError) as error:
+                raise _refused(error) from error
             for at, number in enumerate(self._outputs):
                 output = self._interpreter.get_tensor(number)
+                if output.shape != self._shapes[at]:
+                    raise ModelError(
+                        f"the TFLite runtime makes {output.shape} of tensor {number}, the file has "
+                        f"{self._shapes[at]}"
+                    )
                 if not start:
                     results.append(np.empty((len(inputs), *output.shape[1:]), output.dtype))
                 results[at][start : start + self._batch] = output[: self._batch - missing]
         return tuple(results)
+
+
+def _refused(error: Exception) -> ModelError:
+    return ModelError(f"the TFLite runtime refuses the model: {clean(error, _MOST_REASON)}")

@@ -31,10 +31,19 @@ from fedlearn_demo.digits import MODEL_PATH, dirichlet_split, load_test, load_tr
 from tests.benchmarks.setting import Setting
 
 SIDES = ("int8", "float32")
-SEEDS = (1, 2, 3)
+SEEDS = (1, 2, 3, 4, 5)
 TUNING_SEEDS = (101, 102)
 LEARNING_RATES = (0.05, 0.07, 0.1, 0.14)
 HELD_OUT = 400
+# What else the int8 side can compute with, at its best rate and at one so small that most steps are
+# smaller than the grid.
+ARITHMETICS: dict[str, dict[str, Any]] = {
+    "8 fraction bits, int8 errors": {},
+    "no fraction bits, stochastic rounding": {"fraction_bits": 0},
+    "8 fraction bits, float32 errors": {"errors": "float32"},
+}
+SMALL_RATE = 0.01
+ARITHMETIC_SEEDS = (1, 2)
 # One round's accuracy jumps by half a point; choosing a learning rate wants less noise.
 LAST_ROUNDS = 5
 
@@ -135,6 +144,33 @@ def tune(pool: ProcessPoolExecutor) -> tuple[dict[str, float], dict[str, dict[st
     return best, {side: {f"{r:g}": v for r, v in means[side].items()} for side in SIDES}
 
 
+def compare_arithmetics(pool: ProcessPoolExecutor, best_rate: float) -> list[dict[str, Any]]:
+    """Accuracy (mean of the last rounds) and bytes of an update by arithmetic and rate."""
+    print("arithmetics of the int8 side")
+    settings = {
+        (name, rate, seed): Setting(seed, rate, **options)
+        for name, options in ARITHMETICS.items()
+        for rate in (SMALL_RATE, best_rate)
+        for seed in ARITHMETIC_SEEDS
+    }
+    results = {
+        r.job.setting: r for r in run_all(pool, [Job("int8", s, False) for s in settings.values()])
+    }
+    table = []
+    for name in ARITHMETICS:
+        for rate in (SMALL_RATE, best_rate):
+            runs = [results[settings[name, rate, seed]] for seed in ARITHMETIC_SEEDS]
+            table.append(
+                {
+                    "arithmetic": name,
+                    "learning_rate": rate,
+                    "accuracy": fmean(run.settled for run in runs),
+                    "delta_bytes_median": median(run.delta_bytes_median for run in runs),
+                }
+            )
+    return table
+
+
 def main() -> int:
     """Run the benchmark and write its JSON."""
     parser = argparse.ArgumentParser(prog="python -m tests.benchmarks.accuracy")
@@ -153,6 +189,7 @@ def main() -> int:
         print("test digits")
         jobs = [Job(side, Setting(seed, rates[side]), False) for seed in SEEDS for side in SIDES]
         results = {(r.job.side, r.job.setting.seed): r for r in run_all(pool, jobs)}
+        arithmetics = compare_arithmetics(pool, rates["int8"])
     document: dict[str, Any] = {
         side: [results[side, seed].accuracies[-1] for seed in SEEDS] for side in SIDES
     }
@@ -165,11 +202,12 @@ def main() -> int:
     document["int8_delta_bytes_median"] = median(
         results["int8", seed].delta_bytes_median for seed in SEEDS
     )
+    document["arithmetics"] = arithmetics
     document["seeds"] = SEEDS
     document["learning_rates"] = rates
     document["held_out_accuracy_by_learning_rate"] = table
     document["setting"] = asdict(Setting(0, 0.0)) | {"tail": "all"}
-    for key in ("seed", "learning_rate"):
+    for key in ("seed", "learning_rate", "fraction_bits", "errors"):
         del document["setting"][key]
     document["seconds"] = round(time.monotonic() - began, 1)
     options.out.parent.mkdir(parents=True, exist_ok=True)

@@ -43,7 +43,12 @@ def run(
     data = [Dataset.from_arrays(x, y, model) for x, y in shards]
     judge = Dataset.from_arrays(*test, model)
     plan = TrainingPlan(
-        "softmax_cross_entropy", setting.epochs, setting.batch_size, setting.learning_rate
+        "softmax_cross_entropy",
+        setting.epochs,
+        setting.batch_size,
+        setting.learning_rate,
+        fraction_bits=setting.fraction_bits,
+        errors=setting.errors,
     )
     state = first_state(model, tensors)
     for number in range(setting.rounds):
@@ -65,4 +70,4 @@ def run(
             OptimizerSettings(), state, total.mean(), grid_scales(model, tensors), edges(tensors)
         )
         model = Model.parse(next_model(model, tensors, state))
-        yield Int8Round(evaluate(model.data, judge).accuracy, tuple(sizes))
+        yield Int8Round(evaluate(model.data, judge).known_accuracy, tuple(sizes))

@@ -19,6 +19,8 @@ class Setting:
     rounds: int = 20
     clients: int = 10
     alpha: float = 0.5
+    fraction_bits: int = 8  # of the int8 side
+    errors: str = "int8"
 
 
 def round_seed(setting: Setting, number: int, client: int = 0) -> int:

@@ -213,12 +213,12 @@ def fully_connected(*, activation: int) -> tuple[int, Any]:
     return tflite.BuiltinOptions.FullyConnectedOptions, write
 
 
-def softmax() -> tuple[int, Any]:
-    """SoftmaxOptions with beta 1."""
+def softmax(beta: float = 1.0) -> tuple[int, Any]:
+    """SoftmaxOptions."""
 
     def write(builder: flatbuffers.Builder) -> int:
         tflite.SoftmaxOptionsStart(builder)
-        tflite.SoftmaxOptionsAddBeta(builder, 1.0)
+        tflite.SoftmaxOptionsAddBeta(builder, beta)
         return int(tflite.SoftmaxOptionsEnd(builder))
 
     return tflite.BuiltinOptions.SoftmaxOptions, write
@@ -341,4 +341,77 @@ def shaping(
     output = network.tensor(output_shape, scales=scales[1], zeros=zeros[1])
     network.operator(code, numbers, [output], options)
     network.inputs, network.outputs = [source], [output]
+    return network
+
+
+def _options(kind: int, name: str, **fields: float) -> tuple[int, Any]:
+    """An options table with these scalar fields, by the names of the schema's generated code."""
+
+    def write(builder: flatbuffers.Builder) -> int:
+        getattr(tflite, f"{name}Start")(builder)
+        for field_name, value in fields.items():
+            getattr(tflite, f"{name}Add{field_name}")(builder, value)
+        return int(getattr(tflite, f"{name}End")(builder))
+
+    return kind, write
+
+
+def add(*, activation: int) -> tuple[int, Any]:
+    """AddOptions."""
+    kind = tflite.BuiltinOptions.AddOptions
+    return _options(kind, "AddOptions", FusedActivationFunction=activation)
+
+
+def multiplication(*, activation: int) -> tuple[int, Any]:
+    """MulOptions."""
+    kind = tflite.BuiltinOptions.MulOptions
+    return _options(kind, "MulOptions", FusedActivationFunction=activation)
+
+
+def concatenation(*, axis: int, activation: int = 0) -> tuple[int, Any]:
+    """ConcatenationOptions."""
+    kind = tflite.BuiltinOptions.ConcatenationOptions
+    return _options(kind, "ConcatenationOptions", Axis=axis, FusedActivationFunction=activation)
+
+
+@dataclass(frozen=True)
+class Operand:
+    """An int8 tensor that a network splits off its input; a constant where it has values."""
+
+    shape: tuple[int, ...]
+    scale: float
+    zero: int
+    values: Array | None = None
+
+
+def joined(code: int, operands: list[Operand], output: Operand, options: Any = None) -> Network:
+    """One operator whose activations come from one input, (1, sum of their sizes).
+
+    SPLIT_V and RESHAPE move bytes and look at no scale, so each operand can have its own. A RESHAPE
+    to another scale is no model that a converter writes, but one that every runtime runs.
+    """
+    network = Network()
+    sizes = [int(np.prod(each.shape)) for each in operands if each.values is None]
+    source = network.tensor((1, sum(sizes)), scales=1.0)
+    network.inputs = [source]
+    pieces = [network.tensor((1, size), scales=1.0) for size in sizes]
+    int32 = tflite.TensorType.INT32
+    lengths = network.tensor((len(sizes),), int32, data=np.array(sizes, np.int32))
+    axis = network.tensor((), int32, data=np.array(1, np.int32))
+    network.operator(
+        tflite.BuiltinOperator.SPLIT_V,
+        [source, lengths, axis],
+        pieces,
+        _options(tflite.BuiltinOptions.SplitVOptions, "SplitVOptions", NumSplits=len(sizes)),
+    )
+    numbers, left = [], iter(pieces)
+    for each in operands:
+        number = network.tensor(each.shape, scales=each.scale, zeros=each.zero, data=each.values)
+        numbers.append(number)
+        if each.values is None:
+            shape = network.tensor((len(each.shape),), int32, data=np.array(each.shape, np.int32))
+            network.operator(tflite.BuiltinOperator.RESHAPE, [next(left), shape], [number])
+    made = network.tensor(output.shape, scales=output.scale, zeros=output.zero)
+    network.operator(code, numbers, [made], options)
+    network.outputs = [made]
     return network

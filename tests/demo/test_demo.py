@@ -147,7 +147,7 @@ def test_failing_device_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ("options", "complaint", "code"),
     [
         (["--devices", "4000"], "cannot serve 4000 clients", ExitCode.CONFIG),
-        (["--learning-rate", "-1"], "learning rate must be above 0", ExitCode.FAILURE),
+        (["--learning-rate", "-1"], "--learning-rate: must be above 0", ExitCode.FAILURE),
         (["--rounds", "0"], "must be at least 1", ExitCode.USAGE),
         (["--tail", "head"], "invalid choice", ExitCode.USAGE),
     ],

@@ -24,7 +24,9 @@ def test_every_command_it_shows_exists() -> None:
     """Each `fedlearn ...` line's words before the first file or option are accepted."""
     commands = set(
         re.findall(
-            r"^(fedlearn(?:-aggregator)?) ([a-z]+(?: (?:inspect|evaluate|train))?)", README, re.M
+            r"^(fedlearn(?:-aggregator)?) ([a-z]+(?: (?:inspect|evaluate|train|score))?)",
+            README,
+            re.M,
         )
     )
     assert len(commands) >= 8

@@ -21,7 +21,8 @@ from fedlearn.errors import ModelError
 MOST_BYTES = 1 << 31
 
 
-def _corrupt(what: str) -> ModelError:
+def corrupt(what: str) -> ModelError:
+    """The error for bytes that are no sound file."""
     return ModelError(
         f"the .tflite file is truncated or corrupt: {what}", hint="fetch or convert it again"
     )
@@ -31,7 +32,7 @@ def read(buffer: bytes, offset: int, layout: str) -> Any:
     """Read one little-endian scalar of struct format `layout` at `offset`."""
     size = struct.calcsize("<" + layout)
     if not 0 <= offset <= len(buffer) - size:
-        raise _corrupt(f"an offset of {offset} in {len(buffer)} bytes")
+        raise corrupt(f"an offset of {offset} in {len(buffer)} bytes")
     return struct.unpack_from("<" + layout, buffer, offset)[0]
 
 
@@ -87,7 +88,7 @@ class Table:
             return 0, 0
         count: int = read(self._buffer, target, "I")
         if count > most or count * item_bytes > len(self._buffer) - target - 4:
-            raise _corrupt(f"a vector of {count} elements")
+            raise corrupt(f"a vector of {count} elements")
         return target + 4, count
 
     def scalars(self, slot: int, layout: str, most: int) -> tuple[Any, ...]:

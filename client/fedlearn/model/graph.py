@@ -4,12 +4,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from math import prod
 
 import numpy as np
 from numpy.typing import NDArray
 
 from fedlearn.errors import ModelError
+from fedlearn.log import clean
 from fedlearn.model import schema
 from fedlearn.model.flatbuffer import Table
 from fedlearn.model.schema import (
@@ -76,12 +76,16 @@ class Tensor:
 
 @dataclass(frozen=True, eq=False)
 class Operator:
-    """One operator in execution order; an input of -1 is an optional one that is absent."""
+    """One operator in execution order; an input of -1 is an optional one that is absent.
+
+    `options_type` is the type of `options` in the schema's union, 0 for none.
+    """
 
     index: int
     name: str
     inputs: tuple[int, ...]
     outputs: tuple[int, ...]
+    options_type: int
     options: Table | None
 
 
@@ -118,6 +122,7 @@ def read_operators(root: Table, subgraph: Table, tensor_count: int) -> tuple[Ope
                 name=names[code_index],
                 inputs=tensor_numbers(table, OperatorSlot.INPUTS, tensor_count, optional=True),
                 outputs=tensor_numbers(table, OperatorSlot.OUTPUTS, tensor_count),
+                options_type=table.scalar(OperatorSlot.OPTIONS_TYPE, "B"),
                 options=table.table(OperatorSlot.BUILTIN_OPTIONS),
             )
         )
@@ -157,13 +162,6 @@ def _read_tensor(index: int, table: Table, buffers: list[tuple[int, int]]) -> Te
     if number >= len(buffers) or any(size < 0 for size in shape):
         raise ModelError(f"the .tflite file is corrupt: tensor {index} has no valid shape or data")
     offset, byte_count = buffers[number]
-    if dtype in {"int8", "int32"} and byte_count:
-        expected = prod(shape) * (4 if dtype == "int32" else 1)
-        if expected != byte_count:
-            raise ModelError(
-                f"the .tflite file is corrupt: tensor {index} has {byte_count} bytes, "
-                f"its shape {shape} needs {expected}"
-            )
     quantisation = table.table(TensorSlot.QUANTIZATION)
     scales: tuple[float, ...] = ()
     zero_points: tuple[int, ...] = ()
@@ -174,11 +172,10 @@ def _read_tensor(index: int, table: Table, buffers: list[tuple[int, int]]) -> Te
         scales = quantisation.scalars(QuantizationSlot.SCALE, "f", MAX_CHANNELS)
         zero_points = quantisation.scalars(QuantizationSlot.ZERO_POINT, "q", MAX_CHANNELS)
         axis = quantisation.scalar(QuantizationSlot.QUANTIZED_DIMENSION, "i")
-    if dtype == "int8" and scales:
-        _check_quantisation(index, shape, scales, zero_points, axis)
     return Tensor(
         index=index,
-        name=table.string(TensorSlot.NAME, MAX_NAME_BYTES),
+        # Names stand in messages, which are one line.
+        name=clean(table.string(TensorSlot.NAME, MAX_NAME_BYTES), MAX_NAME_BYTES),
         shape=shape,
         dtype=dtype,
         scales=np.array(scales, np.float32),
@@ -190,21 +187,3 @@ def _read_tensor(index: int, table: Table, buffers: list[tuple[int, int]]) -> Te
         scales_offset=scales_offset,
         zero_points_offset=zero_points_offset,
     )
-
-
-def _check_quantisation(
-    index: int,
-    shape: tuple[int, ...],
-    scales: tuple[float, ...],
-    zero_points: tuple[int, ...],
-    axis: int,
-) -> None:
-    per_channel = len(scales) > 1
-    slices = shape[axis] if per_channel and 0 <= axis < len(shape) else 1
-    if (
-        len(scales) != slices
-        or len(zero_points) != len(scales)
-        or not all(0 < scale < float("inf") for scale in scales)
-        or not all(-128 <= zero <= 127 for zero in zero_points)
-    ):
-        raise ModelError(f"the .tflite file is corrupt: tensor {index} has no valid quantisation")

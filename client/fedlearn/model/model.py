@@ -29,6 +29,8 @@ from fedlearn.model.graph import (
     tensor_numbers,
 )
 from fedlearn.model.schema import ModelSlot, SubGraphSlot
+from fedlearn.model.structure import verify
+from fedlearn.model.validate import validate
 from fedlearn.wire.messages import MAX_MODEL_BYTES
 
 
@@ -64,6 +66,7 @@ class Model:
         version = root.scalar(ModelSlot.VERSION, "I")
         if version != schema.SCHEMA_VERSION:
             raise ModelError(f"schema version {version} of .tflite is not supported, only 3")
+        verify(data)
         subgraphs = root.tables(ModelSlot.SUBGRAPHS, MAX_NODES)
         if len(subgraphs) != 1:
             raise ModelError(
@@ -76,6 +79,7 @@ class Model:
         inputs = tensor_numbers(subgraph, SubGraphSlot.INPUTS, len(tensors))
         outputs = tensor_numbers(subgraph, SubGraphSlot.OUTPUTS, len(tensors))
         edges = find_edges(tensors, operators, inputs, outputs)
+        validate(data, root, tensors, operators, inputs)
         return cls(data, tensors, operators, inputs, outputs, edges, subgraph)
 
     @property

@@ -19,6 +19,8 @@ class ModelSlot(IntEnum):
     OPERATOR_CODES = 1
     SUBGRAPHS = 2
     BUFFERS = 4
+    METADATA = 6
+    SIGNATURES = 7
 
 
 class OperatorCodeSlot(IntEnum):
@@ -62,6 +64,7 @@ class OperatorSlot(IntEnum):
     OPCODE_INDEX = 0
     INPUTS = 1
     OUTPUTS = 2
+    OPTIONS_TYPE = 3
     BUILTIN_OPTIONS = 4
 
 
@@ -71,6 +74,20 @@ class BufferSlot(IntEnum):
     DATA = 0
     OFFSET = 1
     SIZE = 2
+
+
+class MetadataSlot(IntEnum):
+    """Fields of a Metadata."""
+
+    BUFFER = 1
+
+
+class SignatureSlot(IntEnum):
+    """Fields of a SignatureDef, and TENSOR_INDEX of the TensorMaps in its vectors."""
+
+    INPUTS = 0
+    OUTPUTS = 1
+    TENSOR_INDEX = 1
 
 
 class Padding(IntEnum):
@@ -95,6 +112,12 @@ TENSOR_TYPES = {
     0: "float32", 1: "float16", 2: "int32", 3: "uint8", 4: "int64", 5: "string", 6: "bool",
     7: "int16", 8: "complex64", 9: "int8", 10: "float64", 11: "complex128", 12: "uint64",
     13: "resource", 14: "variant", 15: "uint32", 16: "uint16", 17: "int4", 18: "bfloat16",
+}  # fmt: skip
+
+# Bits of a value, of the types that a model for training may hold.
+ITEM_BITS = {
+    "float32": 32, "float16": 16, "int32": 32, "uint8": 8, "int64": 64, "bool": 8, "int16": 16,
+    "int8": 8, "uint32": 32, "uint16": 16, "int4": 4,
 }  # fmt: skip
 
 # Names of the operators a quantised model is likely to hold; any other shows as BUILTIN_<code>.

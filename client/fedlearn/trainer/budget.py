@@ -21,7 +21,7 @@ from math import prod
 
 import numpy as np
 
-from fedlearn.errors import TrainerError, UnsupportedOperatorError
+from fedlearn.errors import ModelError, TrainerError, UnsupportedOperatorError
 from fedlearn.model import Model, Operator
 from fedlearn.trainer.loss import make_loss
 from fedlearn.trainer.tail import Tail
@@ -32,6 +32,8 @@ _KIB = 1024
 # A choice whose step alone needs so many budgets ends the search: longer ones need more, and a
 # small board may not even live through the measuring.
 _HOPELESS = 2.0
+# Floats of a batch in a network that is worth measuring: 1 GiB. Damaged files ask for more.
+_MOST_VALUES = 1 << 28
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,6 +71,8 @@ def measure(model: Model, tensors: Collection[int], plan: TrainingPlan, samples:
         before, _ = tracemalloc.get_traced_memory()
         tracemalloc.reset_peak()
         tail = Tail(model, tensors, absorbed=loss.absorbed, errors=plan.errors)
+        if tail.values() * plan.batch_size > _MOST_VALUES:
+            raise ModelError(f"a step of {plan.batch_size} samples does not fit into any board")
         tail.thaw(plan.fraction_bits, anchored=plan.proximal > 0)
         batch = min(plan.batch_size, samples)
         features = tuple(
@@ -79,6 +83,8 @@ def measure(model: Model, tensors: Collection[int], plan: TrainingPlan, samples:
         tail.backward(np.ones_like(outputs))
         tail.update(0.0)
         _, peak = tracemalloc.get_traced_memory()
+    except ValueError as error:  # shapes that no converter writes
+        raise ModelError(f"the model is damaged: {error}") from error
     finally:
         if not was_tracing:
             tracemalloc.stop()

@@ -25,6 +25,7 @@ def convolution_options(operator: Operator) -> Table:
 class Conv2D(WeightedLayer):
     """Weights (C, KH, KW, C_in); the patches of a batch are kept for the gradient."""
 
+    kept = ("_open", "_patches")
     _patches: NDArray[np.float32]
 
     def __init__(self, model: Model, operator: Operator) -> None:
@@ -39,6 +40,12 @@ class Conv2D(WeightedLayer):
             Axis(height, rows, options.scalar(2, "i", 0), options.scalar(5, "i", 1), padding),
             Axis(width, columns, options.scalar(1, "i", 0), options.scalar(4, "i", 1), padding),
         )
+        self._window.require(operator, self.output)
+
+    def values(self) -> int:
+        """The outputs and the patches."""
+        places = self._window.rows.places * self._window.columns.places
+        return super().values() + places * self.weight.grid[0].size
 
     def _activation(self) -> Activation:
         return Activation(convolution_options(self.operator).scalar(3, "b"))

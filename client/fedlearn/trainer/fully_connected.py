@@ -15,6 +15,7 @@ from fedlearn.trainer.weighted import WeightedLayer
 class FullyConnected(WeightedLayer):
     """Weights (C, K); whatever the input's rank, its values come in rows of K."""
 
+    kept = ("_open", "_x")
     _x: NDArray[np.float32]
 
     def choose(self, arithmetic: Arithmetic) -> None:

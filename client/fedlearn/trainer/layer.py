@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
+from math import prod
 from typing import Any
 
 import numpy as np
@@ -33,6 +34,8 @@ class Layer(ABC):
     # How many of the operator's inputs are activations; None: all. The others are weights,
     # biases, shapes, paddings.
     arity: int | None = 1
+    # Names of the attributes that only wait for the backward pass.
+    kept: tuple[str, ...] = ()
 
     def __init__(self, model: Model, operator: Operator) -> None:
         self.operator = operator
@@ -69,6 +72,15 @@ class Layer(ABC):
     def choose(self, arithmetic: Arithmetic) -> None:
         """Compute with one of `arithmetics` from now on."""
         raise ValueError(f"{self.operator.name} has no {arithmetic}")
+
+    def forget(self) -> None:
+        """Free what the last `forward` kept; a batch's activations are most of the memory."""
+        for name in self.kept:
+            vars(self).pop(name, None)
+
+    def values(self) -> int:
+        """Numbers that a sample makes in a forward pass."""
+        return prod(self.output.shape[1:])
 
     def report(self, values: NDArray[Any]) -> None:
         """Every `forward` that requantises calls this with its output before any clamp.

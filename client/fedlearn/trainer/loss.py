@@ -44,8 +44,13 @@ class Loss(ABC):
     absorbed: str | None = None
 
     @abstractmethod
-    def judge(self, outputs: NDArray[np.float32], labels: NDArray[Any]) -> Judgement:
-        """Judge outputs (N, C) in real units by the labels of a `Dataset` for this loss."""
+    def judge(
+        self, outputs: NDArray[np.float32], labels: NDArray[Any], *, count: bool = True
+    ) -> Judgement:
+        """Judge outputs (N, C) in real units by the labels of a `Dataset` for this loss.
+
+        Without `count` there are no hits: a step of training needs none.
+        """
 
 
 class SoftmaxCrossEntropy(Loss):
@@ -60,7 +65,9 @@ class SoftmaxCrossEntropy(Loss):
     def __init__(self, class_weights: Sequence[float] = ()) -> None:
         self._weights = np.array(class_weights, np.float32)
 
-    def judge(self, outputs: NDArray[np.float32], labels: NDArray[Any]) -> Judgement:
+    def judge(
+        self, outputs: NDArray[np.float32], labels: NDArray[Any], *, count: bool = True
+    ) -> Judgement:
         """Errors are p - one_hot(label)."""
         rows = np.arange(len(outputs))
         distance = steps(outputs.max(axis=1, keepdims=True) - outputs)
@@ -77,7 +84,7 @@ class SoftmaxCrossEntropy(Loss):
             factors = self._weights[labels]
             errors *= factors[:, None]
             losses = losses * factors
-        hits = int((outputs.argmax(axis=1) == labels).sum())
+        hits = int((outputs.argmax(axis=1) == labels).sum()) if count else None
         return Judgement(errors, float(losses.sum()), hits)
 
 
@@ -93,7 +100,9 @@ class SigmoidCrossEntropy(Loss):
     def __init__(self, class_weights: Sequence[float] = ()) -> None:
         self._weights = np.array(class_weights, np.float32)
 
-    def judge(self, outputs: NDArray[np.float32], labels: NDArray[Any]) -> Judgement:
+    def judge(
+        self, outputs: NDArray[np.float32], labels: NDArray[Any], *, count: bool = True
+    ) -> Judgement:
         """Errors are sigmoid(output) - label, multiples of 2^-15."""
         powers = negative_exponential(steps(np.abs(outputs)))
         total = powers + _ONE
@@ -108,7 +117,7 @@ class SigmoidCrossEntropy(Loss):
             factors = np.where(present, self._weights, np.float32(1))
             errors *= factors
             losses = losses * factors
-        hits = float(((outputs >= 0) == present).mean(axis=1).sum())
+        hits = float(((outputs >= 0) == present).mean(axis=1).sum()) if count else None
         return Judgement(errors, float(losses.sum()), hits)
 
 
@@ -121,7 +130,9 @@ class MeanSquaredError(Loss):
     def __init__(self, scale: float, zero_point: int) -> None:
         self._scale, self._zero = np.float32(scale), np.float32(zero_point)
 
-    def judge(self, outputs: NDArray[np.float32], labels: NDArray[Any]) -> Judgement:
+    def judge(
+        self, outputs: NDArray[np.float32], labels: NDArray[Any], *, count: bool = True
+    ) -> Judgement:
         """Errors are 2 (output - label) / C."""
         wanted = labels.reshape(outputs.shape).astype(np.float32)
         if labels.dtype == np.int8:

@@ -64,7 +64,8 @@ class Parameter:
         `pull` is the share of the way back to where an anchored parameter began (FedProx).
         """
         work = self._scratch
-        np.multiply(gradient, np.asarray(rate, work.dtype) * work.dtype.type(self._one), out=work)
+        factors = np.asarray(rate, work.dtype) * work.dtype.type(self._one)
+        np.multiply(gradient, factors, out=work)
         if pull and self._start is not None:
             away = np.subtract(self._fixed, self._start, dtype=work.dtype)
             away *= work.dtype.type(pull)
@@ -76,7 +77,9 @@ class Parameter:
             np.subtract(self._fixed, work, out=work, casting="unsafe")
             work += self._dither.draw(work.shape)
             np.floor(work, out=work)
-        np.clip(work, -self._limit, self._limit, out=work)
+        # Not np.clip, whose wrapper takes longer than the two of them.
+        np.maximum(work, -self._limit, out=work)
+        np.minimum(work, self._limit, out=work)
         self._put(work)
 
     def _put(self, work: NDArray[Any]) -> None:

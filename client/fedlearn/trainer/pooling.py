@@ -28,6 +28,8 @@ _MOST_CELLS = 1 << 16
 class Pool2D(Layer):
     """A window over (N, H, W, C) that keeps the channels apart, and a fused activation."""
 
+    kept = ("_padded", "_greatest")
+
     def __init__(self, model: Model, operator: Operator) -> None:
         super().__init__(model, operator)
         require_same_grid(self)

@@ -10,10 +10,10 @@ as float64 holding integers, results leave as float32 holding integers without t
   then again after the shift by e. Halves in that second step go up in ruy's and other vector code
   (TWICE_UP), away from zero in TFLite's portable `MultiplyByQuantizedMultiplier` (TWICE_AWAY), and
   in depthwise kernels up in whole vectors of channels and away from zero in the rest
-  (TWICE_VECTORS).
+  (TWICE_VECTORS). Elsewhere, too, TWICE_VECTORS is vector code that rounds in its own way, with the
+  portable code in the rest; see `LookupLayer`.
 
-M and e as in Jacob et al. 2018, "Quantization and Training of Neural Networks for Efficient
-Integer-Arithmetic-Only Inference", section 2.2.
+M and e are those of `FixedPoint`.
 """
 
 from __future__ import annotations
@@ -22,6 +22,8 @@ from enum import Enum
 
 import numpy as np
 from numpy.typing import NDArray
+
+from fedlearn.trainer.fixed_point import FixedPoint
 
 # A float64 holds integers of 53 bits: the product of a 31-bit multiplier with an accumulator
 # below 2^22 is exact. A larger accumulator must saturate anyway for the fast way to be allowed.
@@ -36,7 +38,7 @@ class Arithmetic(Enum):
 
     TWICE_UP = "fixed point, rounded twice, halves up"
     TWICE_AWAY = "fixed point, rounded twice, halves away from zero"
-    TWICE_VECTORS = "fixed point, rounded twice, halves up but in the last channels"
+    TWICE_VECTORS = "fixed point, rounded as vectors are but for what fills none"
     FLOAT32 = "float32"
 
 
@@ -61,12 +63,8 @@ class Requantiser:
             * weight_scales.astype(np.float64)
             / output_scale.astype(np.float64)
         )
-        fraction, exponent = np.frexp(real)
-        multiplier = np.floor(fraction * 2.0**31 + 0.5).astype(np.int64)
-        overflow = multiplier == 1 << 31
-        self._multiplier = np.where(overflow, multiplier >> 1, multiplier)
-        exponent = np.where(overflow, exponent + 1, exponent).astype(np.int64)
-        self._left, self._right = np.maximum(exponent, 0), 2.0 ** np.minimum(exponent, 0)
+        self._factors = FixedPoint(real)
+        self._right = 2.0**-self._factors.right
         self._fast = _LARGEST_OUTPUT / float(real.min()) < _EXACT_ACCUMULATOR
 
     def __call__(self, accumulator: NDArray[np.float64]) -> NDArray[np.float32]:
@@ -96,8 +94,8 @@ class Requantiser:
         which no kernel has whose accumulator can be that large.
         """
         if self._fast:
-            high = accumulator * np.ldexp(self._multiplier * 2.0**-31, self._left)
+            high = accumulator * np.ldexp(self._factors.multiplier * 2.0**-31, self._factors.left)
             high += 0.5
             return np.floor(high, out=high)
-        exact = (accumulator.astype(np.int64) << self._left) * self._multiplier
-        return ((exact + (1 << 30)) >> 31).astype(np.float64)
+        exact = accumulator.astype(np.int64) << self._factors.left
+        return self._factors.high_half(exact).astype(np.float64)

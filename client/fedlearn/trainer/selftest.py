@@ -40,10 +40,11 @@ def calibrate(
     session = Session(model.cut([layer.output.index for layer in tail.layers]), delegates=delegates)
     made = session.run_all(inputs)
     values = tail.centred(tail.features(inputs, delegates=delegates))
-    for layer, raw in zip(tail.layers, made, strict=True):
-        x = tuple(values[tensor.index] for tensor in layer.inputs)
+    for at, (layer, raw) in enumerate(zip(tail.layers, made, strict=True)):
+        x = tail.inputs_of(at, values)
         expected = raw.astype(np.float32) - layer.output.zero_point
         values[layer.output.index] = _matched(layer, x, expected)
+        layer.forget()
 
 
 def _matched(layer: Layer, x: tuple[Array, ...], expected: Array) -> Array:

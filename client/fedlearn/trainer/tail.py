@@ -184,19 +184,15 @@ class Tail:
         values = dict(self._constants)
         for number, raw in zip(self.entries, features, strict=True):
             tensor = self._model.tensors[number]
-            x = raw.reshape(len(raw), *tensor.shape[1:]).astype(np.float32)
-            x -= tensor.zero_point
-            values[number] = x
+            x = raw.reshape(len(raw), *tensor.shape[1:])
+            values[number] = np.subtract(x, np.float32(tensor.zero_point), dtype=np.float32)
         return values
 
     def forward(self, features: Features) -> Array:
         """Outputs float32 (N, C) in real units for a batch of features."""
         values = self.centred(features)
         for at, layer in enumerate(self.layers[: self._head + 1]):
-            x = tuple(values[tensor.index] for tensor in layer.inputs)
-            for tensor in layer.inputs:  # a batch's activations are most of the memory
-                if self._last_use[tensor.index] == at:
-                    values.pop(tensor.index, None)
+            x = self.inputs_of(at, values)
             if at == self._head and isinstance(layer, WeightedLayer) and self._is_fine(layer):
                 y = layer.logits(*x)
             else:
@@ -205,6 +201,15 @@ class Tail:
                     y = y * np.float32(layer.output.scale)
             values[layer.output.index] = y
         return y.reshape(len(features[0]), -1)
+
+    def inputs_of(self, at: int, values: dict[int, Array]) -> tuple[Array, ...]:
+        """What layer number `at` takes of `values`, without what no later layer takes."""
+        inputs = self.layers[at].inputs
+        x = tuple(values[tensor.index] for tensor in inputs)
+        for tensor in inputs:
+            if self._last_use[tensor.index] == at:
+                values.pop(tensor.index, None)
+        return x
 
     @staticmethod
     def _is_fine(layer: WeightedLayer) -> bool:
@@ -219,7 +224,9 @@ class Tail:
             if own is None:
                 continue
             wanted = tuple(tensor.index in self._made for tensor in layer.inputs)
-            for tensor, below in zip(layer.inputs, layer.backward(own, wanted), strict=True):
+            below_all = layer.backward(own, wanted)
+            layer.forget()
+            for tensor, below in zip(layer.inputs, below_all, strict=True):
                 if below is None or tensor.index not in self._made:
                     continue
                 known = pending.get(tensor.index)
@@ -252,6 +259,10 @@ class Tail:
             index: array.reshape(self._model.tensors[index].shape)
             for index, array in values.items()
         }
+
+    def values(self) -> int:
+        """Numbers that a sample makes in a forward pass, the patches of convolutions included."""
+        return sum(layer.values() for layer in self.layers)
 
     def multiply_adds(self) -> int:
         """Multiply-adds of one sample's forward pass through the tail."""

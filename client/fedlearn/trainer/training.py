@@ -214,7 +214,7 @@ class _Run:
         """One step on one batch; returns the summed loss before it."""
         samples, plan = self._samples, self._plan
         outputs = self._tail.forward(take(samples.features, rows))
-        judgement = self._loss.judge(outputs, samples.labels[rows])
+        judgement = self._loss.judge(outputs, samples.labels[rows], count=False)
         self._tail.backward(judgement.errors)
         share = 1.0
         if plan.clip_norm:

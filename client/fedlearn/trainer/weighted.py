@@ -51,6 +51,7 @@ class WeightedLayer(Layer):
         channels = self.output.shape[-1]
         self._check(weight, channels)
         self._weight_scales = weight.scales
+        self._steps = weight.scales.astype(np.float64)
         has_bias = bias >= 0 and model.tensors[bias].is_constant
         if has_bias and model.tensors[bias].shape != (channels,):
             raise ModelError(f"{model.tensors[bias].name}: not one bias for each channel")
@@ -118,7 +119,8 @@ class WeightedLayer(Layer):
         (x,) = inputs
         y = self._requantise(self.accumulator(x))
         self.report(y)
-        np.clip(y, self.lowest, self.highest, out=y)
+        np.maximum(y, self.lowest, out=y)
+        np.minimum(y, self.highest, out=y)
         self._open = (y > self.lowest) & (y < self.highest)
         return y.reshape(len(x), *self.output.shape[1:])
 
@@ -169,13 +171,15 @@ class WeightedLayer(Layer):
 
         `pull` is the share of the way back to the start (FedProx: lr mu).
         """
-        scales = self._weight_scales.astype(np.float64)
+        scales = self._steps
         real = rate * self._error_scale
         if self._weight_gradient is not None:
             gradient, self._weight_gradient = self._weight_gradient, None
             factors = real * self._input_scale / scales
-            reach = np.maximum(gradient.max(self.terms_axis), -gradient.min(self.terms_axis))
-            share = LARGEST_STEP / max(float((reach * factors).max()), LARGEST_STEP)
+            greatest = np.maximum.reduce(gradient, axis=self.terms_axis)
+            least = np.minimum.reduce(gradient, axis=self.terms_axis)
+            farthest = np.maximum(greatest, -least) * factors
+            share = LARGEST_STEP / max(float(np.maximum.reduce(farthest)), LARGEST_STEP)
             real *= share
             self.weight.step(gradient, self._per_channel(factors * share), pull)
         if self._bias_gradient is not None:

@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedlearn.errors import ModelError
+from fedlearn.model import Operator, Tensor
 from fedlearn.model.schema import Padding
 from fedlearn.trainer.exact import Real
 
@@ -61,6 +62,14 @@ class Window:
 
     rows: Axis
     columns: Axis
+
+    def require(self, operator: Operator, output: Tensor) -> None:
+        """Raise ModelError unless the operator's output has our places."""
+        places = (self.rows.places, self.columns.places)
+        if output.shape[1:3] != places:
+            raise ModelError(
+                f"operator {operator.index} ({operator.name}): {output.shape} for {places} places"
+            )
 
     def pad(self, x: NDArray[np.float32], fill: float = 0.0) -> NDArray[np.float32]:
         """Surround (N, H, W, C) with the padding that the window sees, zeros or `fill`."""

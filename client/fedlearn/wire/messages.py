@@ -16,7 +16,8 @@ from typing import Annotated
 PROTOCOL_VERSION = 1
 # A board that trains within hundreds of MB has no larger model, and a smaller disk than a server.
 MAX_MODEL_BYTES = 64 * 1024 * 1024
-# Which part of a model is trained; `fedlearn.model.tails` says what each means.
+# Names of parts of a model that can be trained; a number of layers is one, too. What each means is
+# in `fedlearn.trainer.tails`.
 TAILS = ("last", "dense", "all")
 # What training makes small; `fedlearn.trainer.loss` says how.
 LOSSES = ("softmax_cross_entropy", "sigmoid_cross_entropy", "mean_squared_error")

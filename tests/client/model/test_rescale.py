@@ -20,7 +20,7 @@ from fedlearn.model.ties import Ties
 from fedlearn.runtime import Session
 from fedlearn_demo.digits import load_test
 from tests import models
-from tests.client.networks import Network, fully_connected, layer, softmax
+from tests.client.networks import Network, concatenation, fully_connected, layer, softmax
 
 DENSE = tflite.BuiltinOperator.FULLY_CONNECTED
 RELU = tflite.ActivationFunctionType.RELU
@@ -399,7 +399,9 @@ def test_a_tied_constant_pins_its_group(rng: np.random.Generator) -> None:
     scale, zero = network.tensors[last]["scales"], network.tensors[last]["zeros"]
     constant = network.tensor((1, 8), scales=scale, zeros=zero, data=np.ones((1, 8), np.int8))
     out = network.tensor((1, 16), scales=scale, zeros=zero)
-    network.operator(tflite.BuiltinOperator.CONCATENATION, [last, constant], [out])
+    network.operator(
+        tflite.BuiltinOperator.CONCATENATION, [last, constant], [out], concatenation(axis=1)
+    )
     network.outputs = [out]
     model = Model.parse(network.write())
     assert "constant" in rescale(model, {last: (-9.0, 9.0)}).refused[last]

@@ -277,6 +277,42 @@ def test_window_gradients_are_exact(
         assert (errors * (moved - plain)).sum() == below.reshape(-1)[k]
 
 
+@pytest.mark.parametrize(
+    ("size", "kernel", "batch"),
+    [((600, 3), (2, 2), 2), ((60, 4), (3, 3), 40), ((24, 24), (23, 23), 1)],
+    ids=["more lines than a float32 sums", "more samples", "more taps"],
+)
+@pytest.mark.parametrize("stride", [(1, 1), (1, 2)], ids=["runs", "columns"])
+def test_depthwise_sums_of_the_largest_operands_are_exact(
+    size: tuple[int, int], kernel: tuple[int, int], batch: int, stride: tuple[int, int]
+) -> None:
+    geometry = {
+        "kernel": kernel,
+        "dilation": (1, 1),
+        "stride": stride,
+        "size": size,
+        "padding": tflite.Padding.VALID,
+        "activation": 0,
+    }
+    _, found = _layer(_network(DEPTHWISE, geometry, 1, 2, 2))
+    x = np.full((batch, *size, 2), 255)
+    x[:, 0, 0] = 254  # makes sums odd, which float32 cannot hold beyond 2^24
+    w = np.full((1, *kernel, 4), 127)
+    found.weight.grid = w.reshape(-1, 4).astype(np.float32)
+    plain = _plain(DEPTHWISE, geometry, x, w)
+    got = found._accumulate(x.astype(np.float32))
+    np.testing.assert_array_equal(got, plain.reshape(-1, 4))
+
+    errors = np.full(plain.shape, 127)
+    gradient = found._gradient(errors.reshape(-1, 4).astype(np.float32))
+    for k in range(0, len(gradient), max(len(gradient) // 6, 1)):
+        step = np.zeros((len(gradient), 4), np.int64)
+        step[k] = 1
+        expected = (errors * _plain(DEPTHWISE, geometry, x, step.reshape(w.shape))).sum((0, 1, 2))
+        np.testing.assert_array_equal(gradient[k], expected)
+    assert max(plain.max(), gradient.max()) > 2**24, "control: float32 alone does not suffice"
+
+
 @settings(max_examples=25, deadline=None)
 @given(st.integers(0, 2**32), st.integers(1, 1200), st.integers(1, 8), st.integers(1, 1200))
 def test_fully_connected_gradients_are_exact(seed: int, terms: int, out: int, batch: int) -> None:

@@ -1,0 +1,104 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Operators whose output depends on one byte, or on two: a table holds every answer.
+
+A kernel's arithmetic, in whatever integers and steps it takes, runs once for each of the 256 or
+65,536 cases when the layer is made. After that a forward pass is a lookup.
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fedlearn.errors import ModelError
+from fedlearn.model import Model, Operator
+from fedlearn.model.schema import Activation
+from fedlearn.runtime import has_vectors
+from fedlearn.trainer.fixed_point import Integers
+from fedlearn.trainer.layer import Array, Layer, clamp
+from fedlearn.trainer.requantisation import Arithmetic
+from fedlearn.trainer.runs import remainder
+
+_BYTES = 256
+
+
+class LookupLayer(Layer):
+    """What they share: the table, the clamp, where the clamp holds."""
+
+    # Whether TFLite has vector code for the operator that does not always do as its portable code.
+    has_vector_code = False
+    kept = ("_open", "_operands", "_y")
+
+    def __init__(self, model: Model, operator: Operator) -> None:
+        super().__init__(model, operator)
+        if len(self.inputs) != len(operator.inputs):
+            raise ModelError(f"operator {operator.index} ({operator.name}): too many inputs")
+        self._check()
+        self.lowest, self.highest = clamp(operator, self.output, self._activation())
+        # A centred operand and this is its row or column of the table: 0..255.
+        self._lowest_bytes = [np.float32(128 + tensor.zero_point) for tensor in self.inputs]
+        self.choose(self.arithmetics()[0])
+
+    def _check(self) -> None:
+        if self.input.shape[1:] != self.output.shape[1:]:
+            raise ModelError(
+                f"operator {self.operator.index} ({self.operator.name}): "
+                f"{self.input.shape} becomes {self.output.shape}"
+            )
+
+    def arithmetics(self) -> tuple[Arithmetic, ...]:
+        """The codes may differ in so few outputs that the build says more than some samples."""
+        portable, vectors = Arithmetic.TWICE_AWAY, Arithmetic.TWICE_VECTORS
+        if not self.has_vector_code:
+            return (portable,)
+        return (vectors, portable) if has_vectors() else (portable, vectors)
+
+    def choose(self, arithmetic: Arithmetic) -> None:
+        """Make the table of a kernel that rounds so."""
+        if arithmetic not in self.arithmetics():
+            super().choose(arithmetic)
+        values = np.arange(-128, 128)
+        operands = np.ix_(*(values - tensor.zero_point for tensor in self.inputs))
+        tables = [self._portable(*operands)]
+        # For each place of a sample: where its table starts. None: there is only one.
+        self._starts: NDArray[np.intp] | None = None
+        if arithmetic is Arithmetic.TWICE_VECTORS:
+            tables.append(self._vector(*operands))
+            in_vector = ~remainder(*self._runs(), self.output.shape[1:])
+            self._starts = in_vector * np.intp(tables[0].size)
+        clipped = np.clip(np.stack(tables), self.lowest, self.highest)
+        self._table = clipped.astype(np.float32).ravel()
+
+    def _activation(self) -> Activation:
+        """The fused activation in the operator's options, or what the operator itself is."""
+        return Activation.NONE
+
+    @abstractmethod
+    def _portable(self, *operands: Integers) -> Integers:
+        """The output for centred operands as TFLite's portable code has it, not yet clamped."""
+
+    def _vector(self, *operands: Integers) -> Integers:
+        """The same in vector code; only where the layer has vector code."""
+        raise NotImplementedError
+
+    def _runs(self) -> tuple[int, int]:
+        """Length of the runs that the vector code is given, and values that it takes at a time."""
+        raise NotImplementedError
+
+    def forward(self, *inputs: Array) -> Array:
+        """The operator as the runtime computes it, bit by bit."""
+        index = inputs[0] + self._lowest_bytes[0]
+        for x, lowest in zip(inputs[1:], self._lowest_bytes[1:], strict=True):
+            index = index * np.float32(_BYTES) + (x + lowest)
+        places = index.astype(np.intp)
+        if self._starts is not None:
+            places += self._starts
+        y = self._table[places]
+        self._open = (y > self.lowest) & (y < self.highest)
+        return y
+
+    def backward(self, errors: Array, wanted: tuple[bool, ...]) -> tuple[Array | None, ...]:
+        """For one input whose real value passes as it is, unless the clamp holds it."""
+        return (errors * self._open if wanted[0] else None,)
