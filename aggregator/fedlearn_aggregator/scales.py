@@ -11,6 +11,8 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 
+import numpy as np
+
 from fedlearn.model import Model
 from fedlearn.model.fit import fitted
 from fedlearn.model.rescale import Rescaled

@@ -31,7 +31,7 @@ WIDE = 4.0
 SHRINKAGE = 2.0
 
 # A weight's grid becomes coarser by this factor
-COARSER = 1.25
+COARSER = 1.5
 # when more than this share of a channel's weights, and more than one, sit at the ends: one does in
 # every fresh file, which scales a channel by its largest weight.
 AT_THE_ENDS = 0.01
