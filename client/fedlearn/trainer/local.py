@@ -15,6 +15,7 @@ from fedlearn.durable import write_durably
 from fedlearn.errors import DatasetError, MissingFileError, ModelError
 from fedlearn.evaluation import Evaluation, evaluate
 from fedlearn.model import Model
+from fedlearn.probe import probe
 from fedlearn.trainer.budget import choose
 from fedlearn.trainer.rehearsal import finished, is_cut_off, rehearsed
 from fedlearn.trainer.tails import trainable_tensors
@@ -44,9 +45,15 @@ class LocalResult:
 
 
 def read_model(path: Path | str) -> Model:
-    """Parse a model file; ModelError also when it cannot be read, MissingFileError if absent."""
+    """Parse a model file that a person named, once a child process has tried to run it.
+
+    Raises ModelError also when it cannot be read or crashes the runtime, MissingFileError when it
+    is not there.
+    """
     try:
-        return Model.parse(Path(path).read_bytes())
+        model = Model.parse(Path(path).read_bytes())
+        probe(model.data)
+        return model
     except FileNotFoundError as error:
         raise MissingFileError(f"there is no model file {path}") from error
     except OSError as error:

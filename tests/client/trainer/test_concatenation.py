@@ -91,5 +91,6 @@ def test_what_no_sample_can_have_is_refused(
 ) -> None:
     operands = [Operand((1, 3), 0.1, 2), Operand((1, 3), scale, 2)]
     options = concatenation(axis=axis, activation=activation)
+    shape = (1, 6) if axis == 1 else (2, 3)
     with pytest.raises(ModelError, match=message):
-        made_layer(joined(CODE, operands, Operand((1, 6), 0.1, 2), options))
+        made_layer(joined(CODE, operands, Operand(shape, 0.1, 2), options))

@@ -105,7 +105,7 @@ def test_an_arithmetic_that_no_kernel_has_is_refused() -> None:
 
 def test_another_shape_is_refused() -> None:
     operands = [Operand((1, 4), 0.1, 0)]
-    with pytest.raises(ModelError, match="becomes"):
+    with pytest.raises(ModelError, match="its output is"):
         made_layer(joined(QUANTIZE, operands, Operand((1, 2, 2), 0.1, 0)))
 
 
