@@ -260,7 +260,7 @@ class Coordinator:
         if not self.task.rescale:
             return state, requantise.next_model(self.model, tensors, state)
         ranges = scales.merge(self._reports)
-        return scales.fit(self.model, tensors, state, ranges, settings)
+        return scales.fit(self.model, tensors, self._state, state, ranges=ranges, settings=settings)
 
     async def _finish(
         self, final: State, data: bytes | None = None, state: ServerState | None = None

@@ -54,19 +54,26 @@ def _deciding(values: list[float]) -> float:
 def fit(
     model: Model,
     tensors: Sequence[TrainableTensor],
+    before: ServerState,
     state: ServerState,
+    *,
     ranges: Report,
     settings: OptimizerSettings,
 ) -> tuple[ServerState, bytes]:
     """The next model of `state` with scales that fit, and the state in steps of its grids.
 
+    `before` is the state that `model` was rounded from.
     Moments in real units stay; those that count in steps change with them.
     """
     data = next_model(model, tensors, state)
     rescaled = fitted(
         Model.parse(data),
         ranges,
-        {t.index: state.master[t.index] for t in tensors if t.dtype == "int8"},
+        {
+            t.index: (before.master[t.index], state.master[t.index])
+            for t in tensors
+            if t.dtype == "int8"
+        },
     )
     if rescaled is None:
         return state, data

@@ -40,7 +40,7 @@ def claim(reach: float, clipped: float = 0.5, index: int = LOGITS) -> Activation
 
 def fitting(*ranges: ActivationRange) -> Model:
     state = requantise.first_state(MODEL, TENSORS)
-    return Model.parse(scales.fit(MODEL, TENSORS, state, ranges, FEDAVG)[1])
+    return Model.parse(scales.fit(MODEL, TENSORS, state, state, ranges=ranges, settings=FEDAVG)[1])
 
 
 def test_the_order_of_arrival_does_not_matter() -> None:
@@ -111,7 +111,18 @@ def test_the_state_counts_in_the_new_steps(name: OptimizerName) -> None:
     moments = {i: rng.normal(size=x.shape) for i, x in master.items()}
     state = ServerState(master, moments, {i: x * x for i, x in moments.items()})
     settings = OptimizerSettings(name)
-    after, data = scales.fit(MODEL, TENSORS, state, [claim(2.0, 1.0, DENSE)], settings)
+    # Two channels of a convolution moved far; a dense weight is crowded at the end of its grid.
+    far = next(t.index for t in TENSORS if t.shape == (16, 3, 3, 8))
+    before = {**master, far: master[far].copy()}
+    before[far][[2, 5], 1, 1, 0] -= fit.FAR + 1
+    after, data = scales.fit(
+        MODEL,
+        TENSORS,
+        ServerState(before),
+        state,
+        ranges=[claim(2.0, 1.0, DENSE)],
+        settings=settings,
+    )
     model = Model.parse(data)
     assert model.tensors[crowded].scale == pytest.approx(
         MODEL.tensors[crowded].scale * fit.COARSER, rel=1e-6
@@ -131,8 +142,11 @@ def test_the_state_counts_in_the_new_steps(name: OptimizerName) -> None:
             real = state.first[index] * old[index]
             np.testing.assert_allclose(after.first[index] * new[index], real, rtol=3e-7)
         assert after.second[index] is state.second[index]
-    # The dense weight and its bias; the bias behind the widened activation.
-    assert changed == 3
+    leaps = model.tensors[far].scales / MODEL.tensors[far].scales
+    np.testing.assert_allclose(leaps[[2, 5]], fit.LEAP, rtol=1e-6)
+    assert (np.delete(leaps, [2, 5]) == 1).all()
+    # Two weights with their biases; the bias behind the widened activation.
+    assert changed == 5
 
 
 def ranged(device: str, update: Update) -> Update:

@@ -36,17 +36,24 @@ COARSER = 1.5
 # every fresh file, which scales a channel by its largest weight.
 AT_THE_ENDS = 0.01
 _END = 127
+# It becomes coarser by this factor
+LEAP = 2.0
+# when a weight of the channel moved by more than so many steps in one round: it is on its way out
+# of its grid, and the bound on a step of SGD, which counts in steps of the grid, holds it up
+FAR = 16.0
+# while the largest weight keeps so many steps.
+LEAST_LEFT = 16.0
 
 
 def fitted(
     model: Model,
     ranges: Iterable[ActivationRange],
-    weights: Mapping[int, NDArray[np.float64]],
+    weights: Mapping[int, tuple[NDArray[np.float64], NDArray[np.float64]]],
 ) -> Rescaled | None:
     """The model with scales that fit what was measured; None when they do already.
 
-    `weights` are the int8 weights by tensor in steps of the model's grid, before rounding. Ranges
-    of tensors that are no int8 activations are ignored.
+    `weights` are the int8 weights by tensor before and after the round or training, in steps of the
+    model's grid and not rounded to it. Ranges of tensors that are no int8 activations are ignored.
     """
     measured = {each.index: each for each in ranges}
     wishes = {}
@@ -56,8 +63,8 @@ def fitted(
             wishes[group.members[0]] = wish
     widths = {
         index: factors
-        for index, values in weights.items()
-        if (factors := _factors(model, index, values)) is not None
+        for index, (before, after) in weights.items()
+        if (factors := _factors(model, index, before, after)) is not None
     }
     if not wishes and not widths:
         return None
@@ -97,16 +104,24 @@ def _outwards(low: float, want_low: float, high: float, want_high: float) -> tup
     return low - (low - want_low) * share, high + (want_high - high) * share
 
 
-def _factors(model: Model, index: int, values: NDArray[np.float64]) -> NDArray[np.float64] | None:
+def _factors(
+    model: Model, index: int, before: NDArray[np.float64], after: NDArray[np.float64]
+) -> NDArray[np.float64] | None:
     """Factors for a weight's scales, None when no channel needs one."""
     tensor = model.tensors[index]
     if tensor.dtype != "int8":
         return None
-    at_end = np.abs(np.rint(values)) >= _END
-    if len(tensor.scales) > 1:
-        rows = np.moveaxis(at_end, tensor.axis, 0).reshape(len(tensor.scales), -1)
-    else:
-        rows = at_end.reshape(1, -1)
-    counts = rows.sum(axis=1)
-    crowded = (counts > 1) & (counts > AT_THE_ENDS * rows.shape[1])
-    return np.where(crowded, COARSER, 1.0) if crowded.any() else None
+    channels = len(tensor.scales)
+
+    def rows(values: NDArray[np.float64]) -> NDArray[np.float64]:
+        if channels > 1:
+            values = np.moveaxis(values, tensor.axis, 0)
+        return values.reshape(channels, -1)
+
+    values = np.abs(np.rint(rows(after)))
+    at_end = (values >= _END).sum(axis=1)
+    crowded = (at_end > 1) & (at_end > AT_THE_ENDS * values.shape[1])
+    far = np.abs(rows(after - before)).max(axis=1) > FAR
+    far &= values.max(axis=1) >= LEAST_LEFT * LEAP
+    factors = np.where(far, LEAP, np.where(crowded, COARSER, 1.0))
+    return factors if (factors > 1.0).any() else None

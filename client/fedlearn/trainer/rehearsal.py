@@ -44,7 +44,7 @@ def rehearsed(
     for _ in range(MOST):
         training = train(model, tensors, data, short, seed=seed, max_samples=SAMPLES)
         weights = {
-            index: values.astype(np.float64)
+            index: (model.array(index).astype(np.float64), values.astype(np.float64))
             for index, values in training.values.items()
             if values.dtype == np.int8
         }
@@ -56,7 +56,7 @@ def rehearsed(
 
 
 def finished(model: Model, training: Training) -> bytes:
-    """The trained file, with scales that hold what it makes now."""
+    """The trained file, with wider ranges for what it cuts off too often."""
     trained = Model.parse(model.patched(training.values))
-    rescaled = fitted(trained, training.ranges, {})
+    rescaled = fitted(trained, [each for each in training.ranges if each.clipped > TOO_MUCH], {})
     return trained.data if rescaled is None else rescaled.data

@@ -24,7 +24,7 @@ from fedlearn.trainer.requantisation import Arithmetic, Requantiser
 # whose logits are off by 30) can kill every ReLU of a layer for good. Clipping the update and not
 # the gradient is due to Shazeer and Stern 2018 ("Adafactor", section 6); the largest element as the
 # norm is exact in any order of summation.
-LARGEST_STEP = 32.0
+LARGEST_STEP = 8.0
 
 
 class WeightedLayer(Layer):
