@@ -104,6 +104,11 @@ def _init(command: argparse.ArgumentParser) -> None:
     add("--task", required=True, metavar="NAME", help="name that the devices are configured for")
     add("--model", type=Path, required=True, metavar="FILE.tflite", help="fully-int8 model")
     add_what_is_trained(command)
+    add(
+        "--fixed-scales",
+        action="store_true",
+        help="keep the model's scales (default: they follow what the devices measure)",
+    )
     add("--force", action="store_true", help="move an existing task aside")
     rounds = command.add_argument_group("rounds").add_argument
     rounds("--cohort", type=int, default=10, metavar="N", help="updates of a round (default: 10)")

@@ -126,6 +126,7 @@ def _task(options: argparse.Namespace, model: Model) -> Task:
         seed=secrets.randbits(64) if options.seed is None else options.seed,
         keep_models=options.keep_models,
         keep_updates=options.keep_updates,
+        rescale=not options.fixed_scales,
     )
 
 

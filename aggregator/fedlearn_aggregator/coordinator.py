@@ -18,8 +18,8 @@ from typing import TypeVar
 
 from fedlearn.errors import ProtocolError, StorageError
 from fedlearn.model import Model
-from fedlearn.wire.messages import Receipt, TrainOrder
-from fedlearn_aggregator import optimizers, requantise, store, updates
+from fedlearn.wire.messages import ActivationRange, Receipt, TrainOrder
+from fedlearn_aggregator import optimizers, requantise, scales, store, updates
 from fedlearn_aggregator.aggregation import DeltaSum
 from fedlearn_aggregator.faults import Repeated
 from fedlearn_aggregator.optimizers import ServerState
@@ -59,6 +59,7 @@ class Coordinator:
         self._progress = asyncio.Event()
         self._row: RoundRow
         self._sums: DeltaSum
+        self._reports: list[tuple[ActivationRange, ...]] = []
         self._state: ServerState
         self._keeping: dict[str, asyncio.Task[None]] = {}
 
@@ -97,6 +98,7 @@ class Coordinator:
             for device, body in (await writer.do(store.load_bodies, row.number)).items():
                 checked = updates.check(body, self.task, row.number, self.model, device)
                 self._sums.add(checked.update.samples, checked.deltas)
+                self._reports.append(checked.update.ranges)
         return self
 
     async def run(self) -> None:
@@ -219,6 +221,7 @@ class Coordinator:
         else:
             current.stored(update.device)
             self._sums.add(update.samples, checked.deltas)
+            self._reports.append(update.ranges)
         finally:
             del self._keeping[update.device]
             self._progress.set()
@@ -250,11 +253,14 @@ class Coordinator:
 
     def _aggregate(self) -> tuple[ServerState, bytes]:
         tensors, settings = self.task.tensors, self.task.optimizer
-        scales = requantise.grid_scales(self.model, tensors) if settings.in_real_units else {}
+        steps = requantise.grid_scales(self.model, tensors) if settings.in_real_units else {}
         state = optimizers.step(
-            settings, self._state, self._sums.mean(), scales, requantise.edges(tensors)
+            settings, self._state, self._sums.mean(), steps, requantise.edges(tensors)
         )
-        return state, requantise.next_model(self.model, tensors, state)
+        if not self.task.rescale:
+            return state, requantise.next_model(self.model, tensors, state)
+        ranges = scales.merge(self._reports)
+        return scales.fit(self.model, tensors, self._state, state, ranges=ranges, settings=settings)
 
     async def _finish(
         self, final: State, data: bytes | None = None, state: ServerState | None = None
@@ -307,6 +313,7 @@ class Coordinator:
     def _begin(self, row: RoundRow, current: Round) -> None:
         self._row, self.round = row, current
         self._sums = DeltaSum(self.task.tensors)
+        self._reports = []
         self.downloads = Tally()
 
     def _log_round(self, final: State, current: bytes) -> None:

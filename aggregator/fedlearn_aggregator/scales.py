@@ -1,63 +1,95 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Scales for the next model: what the devices measured, merged, and the server's state with it."""
+"""Scales for the next model, from what the devices measured.
+
+Ranges come from peers, so none is believed alone: for each activation the devices' values are
+sorted, and the one at three quarters decides. Devices that are a quarter or less of a round cannot
+push it beyond what an honest one measured, and how far it can move in a round is bounded
+(`fedlearn.model.fit`). Sorting makes the result the same in every order of arrival.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 
+import numpy as np
+
 from fedlearn.model import Model
 from fedlearn.model.fit import fitted
+from fedlearn.model.rescale import Rescaled
 from fedlearn.wire.messages import ActivationRange, TrainableTensor
 from fedlearn_aggregator.aggregation import Arrays
 from fedlearn_aggregator.optimizers import OptimizerSettings, ServerState
+from fedlearn_aggregator.requantise import edges, next_model
 
-# Of the devices' values, sorted by how far they reach, the one at this place decides.
-_PLACE = 0.75
+Report = Sequence[ActivationRange]
+
+# Label skew makes some devices' ranges wider than others': the median would cut off the values of
+# nearly half of them, the widest would be in the hand of one.
+DECIDING = 0.75
 
 
-def merge(reports: Collection[Sequence[ActivationRange]]) -> tuple[ActivationRange, ...]:
-    """One range for each activation that most of the devices reported, whatever their order."""
-    by_index: dict[int, list[ActivationRange]] = {}
+def merge(reports: Collection[Report]) -> tuple[ActivationRange, ...]:
+    """One range for each activation that more than half of the updates report."""
+    claims: dict[int, list[ActivationRange]] = {}
     for report in reports:
         for each in report:
-            by_index.setdefault(each.index, []).append(each)
-    merged = []
-    for index, claims in sorted(by_index.items()):
-        if 2 * len(claims) <= len(reports):
-            continue
-        place = int(_PLACE * (len(claims) - 1))
-        merged.append(
-            ActivationRange(
-                index,
-                -sorted(-each.low for each in claims)[place],
-                sorted(each.high for each in claims)[place],
-                sorted(each.clipped for each in claims)[place],
-            )
+            claims.setdefault(each.index, []).append(each)
+    return tuple(
+        ActivationRange(
+            index,
+            low=-_deciding([-each.low for each in found]),
+            high=_deciding([each.high for each in found]),
+            clipped=_deciding([each.clipped for each in found]),
         )
-    return tuple(merged)
+        for index, found in sorted(claims.items())
+        if 2 * len(found) > len(reports)
+    )
+
+
+def _deciding(values: list[float]) -> float:
+    # Adding zero makes one of the two zeros, whichever came first.
+    return sorted(values)[int(DECIDING * (len(values) - 1))] + 0.0
 
 
 def fit(
     model: Model,
     tensors: Sequence[TrainableTensor],
+    before: ServerState,
     state: ServerState,
-    ranges: Sequence[ActivationRange],
+    *,
+    ranges: Report,
     settings: OptimizerSettings,
-) -> tuple[Model, ServerState]:
-    """The model with scales that fit, and the state in steps of its grids."""
-    weights = {t.index: state.master[t.index] for t in tensors if t.dtype == "int8"}
-    rescaled = fitted(model, ranges, weights)
-    if rescaled is None:
-        return model, state
+) -> tuple[ServerState, bytes]:
+    """The next model of `state` with scales that fit, and the state in steps of its grids.
 
-    def moved(arrays: Arrays) -> Arrays:
-        return {
-            index: values * rescaled.factors[index] if index in rescaled.factors else values
-            for index, values in arrays.items()
-        }
-
-    return Model.parse(rescaled.data), ServerState(
-        moved(state.master),
-        state.first if settings.in_real_units else moved(state.first),
-        state.second,
+    `before` is the state that `model` was rounded from.
+    Moments in real units stay; those that count in steps change with them.
+    """
+    data = next_model(model, tensors, state)
+    rescaled = fitted(
+        Model.parse(data),
+        ranges,
+        {
+            t.index: (before.master[t.index], state.master[t.index])
+            for t in tensors
+            if t.dtype == "int8"
+        },
     )
+    if rescaled is None:
+        return state, data
+    master, first = _moved(state.master, rescaled), state.first
+    limits = edges(tensors)
+    for index, values in master.items():
+        master[index] = np.clip(values, -limits[index], limits[index])
+    if not settings.in_real_units:
+        first = _moved(first, rescaled)
+    state = ServerState(master, first, state.second)
+    return state, next_model(Model.parse(rescaled.data), tensors, state)
+
+
+def _moved(arrays: Arrays, rescaled: Rescaled) -> Arrays:
+    """Arrays that count in steps of the old grids, in steps of the new ones."""
+    return {
+        index: values * rescaled.factors[index] if index in rescaled.factors else values
+        for index, values in arrays.items()
+    }

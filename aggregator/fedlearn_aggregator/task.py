@@ -23,9 +23,9 @@ KEEP_MODELS = 32
 # devices that did not hear the receipt and send again; of older rounds there is a summary.
 KEEP_UPDATES = 2
 # An update carries metrics, names and CBOR heads beside its arrays: this much room for them, and
-# this much for every tensor.
+# this much for every tensor and the range of an activation, which takes 60 bytes.
 _MESSAGE_BYTES = 4096
-_TENSOR_BYTES = 64
+_TENSOR_BYTES = 128
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,7 +34,8 @@ class Task:
 
     `instance` is 8 hexadecimal digits that tell this aggregator from others of the same task.
     `keep_models` counts closed rounds: the models that they began and ended with. `keep_updates`
-    counts ended rounds, closed or abandoned.
+    counts ended rounds, closed or abandoned. With `rescale` the scales of activations and weights
+    follow what the devices measure.
     """
 
     name: str
@@ -48,6 +49,7 @@ class Task:
     seed: int
     keep_models: int = KEEP_MODELS
     keep_updates: int = KEEP_UPDATES
+    rescale: bool = True
 
     def __post_init__(self) -> None:
         for sound, what in (

@@ -49,11 +49,24 @@ def check(body: bytes, task: Task, number: int, model: Model, device: str) -> Ch
     wanted = {tensor.index: tensor for tensor in task.tensors}
     if not got or len(got) != len(set(got)) or not set(got) <= set(wanted):
         _refuse("the update does not hold trainable tensors, each once at most")
+    _check_ranges(update, model)
     deltas = {
         tensor.index: _decode(wanted[tensor.index], tensor.encoding, tensor.data, model)
         for tensor in update.tensors
     }
     return CheckedUpdate(update, deltas, body, hashlib.sha256(body).digest())
+
+
+def _check_ranges(update: Update, model: Model) -> None:
+    if len(update.ranges) > len(model.tensors):
+        _refuse(f"{len(update.ranges)} ranges are more than the model has tensors")
+    if len({each.index for each in update.ranges}) != len(update.ranges):
+        _refuse("the update holds two ranges of one tensor")
+    for each in update.ranges:
+        if each.index >= len(model.tensors):
+            _refuse(f"the update holds a range of tensor {each.index}, which the model lacks")
+        if each.low > each.high:
+            _refuse(f"the range of tensor {each.index} ends before it begins")
 
 
 def _decode(

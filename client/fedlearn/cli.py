@@ -343,6 +343,8 @@ def _trained(out: Path, result: LocalResult) -> str:
         f"{result.samples} samples, {result.epochs} epochs in {result.train_s:.1f} s{early}, "
         f"{result.changed_weights} weights changed"
     )
+    if result.rescaled:
+        lines.append(f"{result.rescaled} tensors got other scales, so that int8 cuts off less")
     if result.anomaly_threshold is not None:
         lines.append(f"anomaly threshold {result.anomaly_threshold:.6g}")
     return "\n".join(lines)

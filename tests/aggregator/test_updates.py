@@ -12,6 +12,7 @@ import cbor2
 
 from fedlearn.wire import codec
 from fedlearn.wire.messages import (
+    ActivationRange,
     CheckIn,
     EncodedTensor,
     Encoding,
@@ -64,8 +65,19 @@ def variants() -> dict[str, tuple[int, bytes]]:
                 change(good, tensors=(EncodedTensor(first.index, Encoding.INT32, wide), *others))
             ),
         ),
+        "a range of no tensor": (422, codec.encode(change(good, ranges=(span(999),)))),
+        "a range inside out": (422, codec.encode(change(good, ranges=(span(14, low=2.0),)))),
+        "two ranges of one tensor": (422, codec.encode(change(good, ranges=(span(14),) * 2))),
+        "more ranges than tensors": (
+            422,
+            codec.encode(change(good, ranges=tuple(span(i) for i in range(99)))),
+        ),
         "too large": (413, bytes(200_000)),
     }
+
+
+def span(index: int, low: float = 0.0) -> ActivationRange:
+    return ActivationRange(index, low, 1.0, 0.0)
 
 
 def cbor_with_nan(body: bytes) -> bytes:

@@ -15,11 +15,12 @@ from fedlearn.model import Model
 from fedlearn.trainer.order import device_seed
 from fedlearn.trainer.tails import trainable_tensors
 from fedlearn.trainer.training import train
-from fedlearn.wire.delta import decode_delta, encode_delta
+from fedlearn.wire.delta import decode_delta, encode_delta, encode_difference
 from fedlearn.wire.messages import TrainingPlan
 from fedlearn_aggregator.aggregation import DeltaSum
 from fedlearn_aggregator.optimizers import OptimizerSettings, step
 from fedlearn_aggregator.requantise import edges, first_state, grid_scales, next_model
+from fedlearn_aggregator.scales import fit, merge
 from tests.benchmarks.setting import Setting, round_seed
 
 Shard = tuple[NDArray[np.uint8], NDArray[np.uint8]]
@@ -27,10 +28,11 @@ Shard = tuple[NDArray[np.uint8], NDArray[np.uint8]]
 
 @dataclass(frozen=True, slots=True)
 class Int8Round:
-    """Test accuracy (0..1) by the real interpreter, and the encoded deltas' bytes by client."""
+    """Test accuracy (0..1) by the real interpreter, and bytes: deltas by client, next model."""
 
     accuracy: float
     delta_bytes: tuple[int, ...]
+    difference_bytes: int
 
 
 def run(
@@ -53,10 +55,12 @@ def run(
     state = first_state(model, tensors)
     for number in range(setting.rounds):
         total = DeltaSum(tensors)
-        sizes = []
+        sizes, reports = [], []
         for client, shard in enumerate(data):
             seed = device_seed(round_seed(setting, number), f"client-{client}")
-            trained = train(model, indices, shard, plan, seed=seed).values
+            training = train(model, indices, shard, plan, seed=seed)
+            trained = training.values
+            reports.append(training.ranges)
             deltas = {}
             sizes.append(0)
             for tensor in tensors:
@@ -66,8 +70,14 @@ def run(
                 values = decode_delta(encoding, body, change.size, dtype=tensor.dtype)
                 deltas[tensor.index] = values.reshape(tensor.shape)
             total.add(len(shard), deltas)
-        state = step(
-            OptimizerSettings(), state, total.mean(), grid_scales(model, tensors), edges(tensors)
-        )
-        model = Model.parse(next_model(model, tensors, state))
-        yield Int8Round(evaluate(model.data, judge).known_accuracy, tuple(sizes))
+        settings, before = OptimizerSettings(), state
+        state = step(settings, before, total.mean(), grid_scales(model, tensors), edges(tensors))
+        if setting.rescale:
+            ranges = merge(reports)
+            state, data_after = fit(model, tensors, before, state, ranges=ranges, settings=settings)
+        else:
+            data_after = next_model(model, tensors, state)
+        _, difference = encode_difference(model.data, data_after)
+        model = Model.parse(data_after)
+        accuracy = evaluate(model.data, judge).known_accuracy
+        yield Int8Round(accuracy, tuple(sizes), len(difference))

@@ -19,8 +19,10 @@ class Setting:
     rounds: int = 20
     clients: int = 10
     alpha: float = 0.5
-    fraction_bits: int = 8  # of the int8 side
+    # Of the int8 side:
+    fraction_bits: int = 8
     errors: str = "int8"
+    rescale: bool = True
 
 
 def round_seed(setting: Setting, number: int, client: int = 0) -> int:

@@ -8,6 +8,7 @@ from fedlearn_demo.digits import MODEL_PATH, load_test, load_train
 from tests.benchmarks import int8_fedavg
 from tests.benchmarks.accuracy import float_weights
 from tests.benchmarks.setting import Setting
+from tests.models import UNTRAINED_PATH
 
 START = 0.484
 X, Y = load_train()
@@ -49,3 +50,14 @@ def test_float_side() -> None:
     still = list(float_fedavg.run(weights, SHARDS, load_test(), setting(1e-12)))
     assert still == pytest.approx([START, START], abs=0.01)
     assert list(float_fedavg.run(weights, SHARDS, load_test(), setting(0.05)))[-1] > START + 0.1
+
+
+def test_an_untrained_file_learns_with_rescaling_only() -> None:
+    data = UNTRAINED_PATH.read_bytes()
+    found = []
+    for rescale in (True, False):
+        run = Setting(seed=0, learning_rate=0.2, epochs=2, rounds=6, clients=2, rescale=rescale)
+        shards = [(X[i::4], Y[i::4]) for i in range(2)]
+        found.append(list(int8_fedavg.run(data, shards, load_test(), run))[-1].accuracy)
+    assert found[0] > 0.85
+    assert found[1] < 0.7  # the control

@@ -31,22 +31,29 @@ WIDE = 4.0
 SHRINKAGE = 2.0
 
 # A weight's grid becomes coarser by this factor
-COARSER = 1.25
+COARSER = 1.5
 # when more than this share of a channel's weights, and more than one, sit at the ends: one does in
 # every fresh file, which scales a channel by its largest weight.
 AT_THE_ENDS = 0.01
 _END = 127
+# It becomes coarser by this factor
+LEAP = 2.0
+# when a weight of the channel moved by more than so many steps in one round: it is on its way out
+# of its grid, and the bound on a step of SGD, which counts in steps of the grid, holds it up
+FAR = 16.0
+# while the largest weight keeps so many steps.
+LEAST_LEFT = 16.0
 
 
 def fitted(
     model: Model,
     ranges: Iterable[ActivationRange],
-    weights: Mapping[int, NDArray[np.float64]],
+    weights: Mapping[int, tuple[NDArray[np.float64], NDArray[np.float64]]],
 ) -> Rescaled | None:
     """The model with scales that fit what was measured; None when they do already.
 
-    `weights` are the int8 weights by tensor in steps of the model's grid, before rounding. Ranges
-    of tensors that are no int8 activations are ignored.
+    `weights` are the int8 weights by tensor before and after the round or training, in steps of the
+    model's grid and not rounded to it. Ranges of tensors that are no int8 activations are ignored.
     """
     measured = {each.index: each for each in ranges}
     wishes = {}
@@ -56,8 +63,8 @@ def fitted(
             wishes[group.members[0]] = wish
     widths = {
         index: factors
-        for index, values in weights.items()
-        if (factors := _factors(model, index, values)) is not None
+        for index, (before, after) in weights.items()
+        if (factors := _factors(model, index, before, after)) is not None
     }
     if not wishes and not widths:
         return None
@@ -72,37 +79,49 @@ def _range(
     known = [measured[index] for index in group.members if index in measured]
     if not known:
         return None
-    tensor = model.tensors[group.members[0]]
-    low, high = held(tensor)
-    want_low = min(0.0, *(each.low for each in known)) * HEADROOM
-    want_high = max(0.0, *(each.high for each in known)) * HEADROOM
-    width, want = high - low, want_high - want_low
+    low, high = held(model.tensors[group.members[0]])
+    width = high - low
+    # Bounded at once, so that no claim is too large to count with.
+    reach = width * GROWTH * 2
+    want_low = max(min(0.0, *(each.low for each in known)) * HEADROOM, -reach)
+    want_high = min(max(0.0, *(each.high for each in known)) * HEADROOM, reach)
     if max(each.clipped for each in known) > CLIPPED:
-        # Never narrower at either end: where values are cut off the other end says little.
-        want_low, want_high = min(want_low, low), max(want_high, high)
-        allowed = GROWTH * width
-    elif want * WIDE < width and all(index in measured for index in group.makers):
-        allowed = max(want, width / SHRINKAGE)
-        if want <= 0:
+        # Only ever wider, at both ends: behind a clamp less is measured than will be there.
+        if want_low >= low and want_high <= high:
             return None
-        factor = allowed / want
-        return want_low * factor, want_high * factor
-    else:
+        return _outwards(low, min(want_low, low), high, max(want_high, high))
+    want = want_high - want_low
+    if not 0.0 < want * WIDE < width or not set(group.makers) <= measured.keys():
         return None
-    factor = min(1.0, allowed / (want_high - want_low))
-    return want_low * factor, want_high * factor
+    share = max(1.0, width / SHRINKAGE / want)
+    return want_low * share, want_high * share
 
 
-def _factors(model: Model, index: int, values: NDArray[np.float64]) -> NDArray[np.float64] | None:
+def _outwards(low: float, want_low: float, high: float, want_high: float) -> tuple[float, float]:
+    """Ends as far out as they want to be, or as far as one change may widen a range."""
+    more, allowed = (low - want_low) + (want_high - high), (high - low) * (GROWTH - 1.0)
+    share = min(1.0, allowed / more)
+    return low - (low - want_low) * share, high + (want_high - high) * share
+
+
+def _factors(
+    model: Model, index: int, before: NDArray[np.float64], after: NDArray[np.float64]
+) -> NDArray[np.float64] | None:
     """Factors for a weight's scales, None when no channel needs one."""
     tensor = model.tensors[index]
     if tensor.dtype != "int8":
         return None
-    at_end = np.abs(np.rint(values)) >= _END
-    if len(tensor.scales) > 1:
-        rows = np.moveaxis(at_end, tensor.axis, 0).reshape(len(tensor.scales), -1)
-    else:
-        rows = at_end.reshape(1, -1)
-    counts = rows.sum(axis=1)
-    crowded = (counts > 1) & (counts > AT_THE_ENDS * rows.shape[1])
-    return np.where(crowded, COARSER, 1.0) if crowded.any() else None
+    channels = len(tensor.scales)
+
+    def rows(values: NDArray[np.float64]) -> NDArray[np.float64]:
+        if channels > 1:
+            values = np.moveaxis(values, tensor.axis, 0)
+        return values.reshape(channels, -1)
+
+    values = np.abs(np.rint(rows(after)))
+    at_end = (values >= _END).sum(axis=1)
+    crowded = (at_end > 1) & (at_end > AT_THE_ENDS * values.shape[1])
+    far = np.abs(rows(after - before)).max(axis=1) > FAR
+    far &= values.max(axis=1) >= LEAST_LEFT * LEAP
+    factors = np.where(far, LEAP, np.where(crowded, COARSER, 1.0))
+    return factors if (factors > 1.0).any() else None

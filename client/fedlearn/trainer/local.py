@@ -7,6 +7,8 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+
 from fedlearn.anomaly import anomaly_scores, anomaly_threshold
 from fedlearn.dataset import Dataset
 from fedlearn.durable import write_durably
@@ -15,6 +17,7 @@ from fedlearn.evaluation import Evaluation, evaluate
 from fedlearn.model import Model
 from fedlearn.probe import probe
 from fedlearn.trainer.budget import choose
+from fedlearn.trainer.rehearsal import finished, is_cut_off, rehearsed
 from fedlearn.trainer.tails import trainable_tensors
 from fedlearn.trainer.training import Progress, train
 from fedlearn.wire.messages import TrainingPlan
@@ -24,8 +27,9 @@ from fedlearn.wire.messages import TrainingPlan
 class LocalResult:
     """Quality on the test data (the training data when there is none) by the real interpreter.
 
-    `choice` says what a memory budget picked. `anomaly_threshold` is the score that 99.5 % of the
-    test samples stay below, for an autoencoder with enough of them.
+    `rescaled` counts the tensors that got other scales. `choice` says what a memory budget picked.
+    `anomaly_threshold` is the score that 99.5 % of the test samples stay below, for an autoencoder
+    with enough of them.
     """
 
     before: Evaluation
@@ -35,6 +39,7 @@ class LocalResult:
     stopped_early: bool
     train_s: float
     changed_weights: int
+    rescaled: int
     choice: tuple[str, ...]
     anomaly_threshold: float | None
 
@@ -86,8 +91,12 @@ def train_file(
     start = time.monotonic()
     numbers = [tensor.index for tensor in tensors]
     training = train(model, numbers, data, plan, seed=seed, progress=progress)
+    original = model
+    if is_cut_off(training.ranges):
+        model = rehearsed(model, numbers, data, plan, seed=seed)
+        training = train(model, numbers, data, plan, seed=seed, progress=progress)
+    trained = finished(model, training)
     train_s = time.monotonic() - start
-    trained = model.patched(training.values)
     write_durably(Path(out_path), trained)
     return LocalResult(
         before=before,
@@ -98,6 +107,10 @@ def train_file(
         train_s=train_s,
         changed_weights=sum(
             int((values != model.array(index)).sum()) for index, values in training.values.items()
+        ),
+        rescaled=sum(
+            not np.array_equal(old.scales, new.scales)
+            for old, new in zip(original.tensors, Model.parse(trained).tensors, strict=True)
         ),
         choice=choice,
         anomaly_threshold=_threshold(Model.parse(trained), test),

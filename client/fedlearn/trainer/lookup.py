@@ -59,8 +59,7 @@ class LookupLayer(Layer):
         """Make the table of a kernel that rounds so."""
         if arithmetic not in self.arithmetics():
             super().choose(arithmetic)
-        values = np.arange(-128, 128)
-        operands = np.ix_(*(values - tensor.zero_point for tensor in self.inputs))
+        operands = self._cases()
         tables = [self._portable(*operands)]
         # For each place of a sample: where its table starts. None: there is only one.
         self._starts: NDArray[np.intp] | None = None
@@ -70,6 +69,11 @@ class LookupLayer(Layer):
             self._starts = in_vector * np.intp(tables[0].size)
         clipped = np.clip(np.stack(tables), self.lowest, self.highest)
         self._table = clipped.astype(np.float32).ravel()
+
+    def _cases(self) -> tuple[Integers, ...]:
+        """Every byte as an operand, centred; two operands broadcast to all pairs."""
+        values = np.arange(-128, 128)
+        return np.ix_(*(values - tensor.zero_point for tensor in self.inputs))
 
     def _activation(self) -> Activation:
         """The fused activation in the operator's options, or what the operator itself is."""
@@ -93,6 +97,8 @@ class LookupLayer(Layer):
         for x, lowest in zip(inputs[1:], self._lowest_bytes[1:], strict=True):
             index = index * np.float32(_BYTES) + (x + lowest)
         places = index.astype(np.intp)
+        if self.watch is not None:
+            self.report(self._portable(*self._cases()).ravel()[places])
         if self._starts is not None:
             places += self._starts
         y = self._table[places]

@@ -15,7 +15,7 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from fedlearn.model.ties import activation_bounds
+from fedlearn.model.ties import FIXED, activation_bounds
 from fedlearn.trainer.layer import Layer
 from fedlearn.wire.messages import ActivationRange
 
@@ -24,7 +24,9 @@ class RangeMeter:
     """Watches layers while it is entered; `ranges` says what it saw of those that report."""
 
     def __init__(self, layers: Iterable[Layer]) -> None:
-        self._gauges = [(layer, _Gauge(layer)) for layer in layers]
+        self._gauges = [
+            (layer, _Gauge(layer)) for layer in layers if layer.operator.name not in FIXED
+        ]
 
     def __enter__(self) -> Self:
         for layer, gauge in self._gauges:

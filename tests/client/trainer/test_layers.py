@@ -440,3 +440,27 @@ def test_a_step_follows_the_gradient_in_real_units(kind: int) -> None:
     np.testing.assert_allclose(
         bias_moved, bias_expected, atol=0.05 * np.abs(bias_expected).max() + 1 / 256
     )
+
+
+def test_the_product_of_two_scales_is_one_of_float32() -> None:
+    """FULLY_CONNECTED: in double this sum would be 75.4999999, and the runtime says 76."""
+    # Of an input, a weight and an output that training arrived at.
+    scales = [float.fromhex(text) for text in ("0x1.e0beb4p-6", "0x1.796d6ep-9", "0x1.f33c12p-5")]
+    network = Network()
+    source = network.tensor((1, 1), scales=scales[0], zeros=-128)
+    weight = network.tensor((1, 1), scales=scales[1], data=np.zeros((1, 1), np.int8))
+    bias = network.tensor(
+        (1,),
+        tflite.TensorType.INT32,
+        scales=scales[0] * scales[1],
+        data=np.array([54455], np.int32),
+    )
+    output = network.tensor((1, 1), scales=scales[2], zeros=-128)
+    network.operator(DENSE, [source, weight, bias], [output], fully_connected(activation=0))
+    network.inputs, network.outputs = [source], [output]
+    model = Model.parse(network.write())
+    x = np.array([[0]], np.int8)
+    assert Session(model.data).run(x).item() == 76 - 128
+    tail = Tail(model, [weight])
+    calibrate(tail, model, x)
+    assert tail.layers[0].forward(np.zeros((1, 1), np.float32)).item() == 76
