@@ -44,7 +44,9 @@ def fitting(*ranges: ActivationRange) -> Model:
 
 
 def test_the_order_of_arrival_does_not_matter() -> None:
-    reports = [(claim(reach, reach / 10), claim(-0.0, 0.0, DENSE)) for reach in (1.0, 3.0, 2.0)]
+    reports: list[tuple[ActivationRange, ...]] = [
+        (claim(reach, reach / 10), claim(-0.0, 0.0, DENSE)) for reach in (1.0, 3.0, 2.0)
+    ]
     reports.append((claim(0.0, 0.0),))
     first = scales.merge(reports)
     for order in itertools.permutations(reports):

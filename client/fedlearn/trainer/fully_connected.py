@@ -8,7 +8,6 @@ from numpy.typing import NDArray
 
 from fedlearn.model.schema import Activation
 from fedlearn.trainer.exact import Real, product
-from fedlearn.trainer.requantisation import Arithmetic, Requantiser
 from fedlearn.trainer.weighted import WeightedLayer
 
 
@@ -17,19 +16,6 @@ class FullyConnected(WeightedLayer):
 
     kept = ("_open", "_x")
     _x: NDArray[np.float32]
-
-    def choose(self, arithmetic: Arithmetic) -> None:
-        """Requantise as a kernel does that rounds so.
-
-        With one scale for all weights TFLite takes the product of the two scales in float32 (its
-        GetQuantizedConvolutionMultipler); the convolutions, and scales by channel, in double.
-        """
-        super().choose(arithmetic)
-        if len(self._weight_scales) == 1:
-            product = self.input.scales * self._weight_scales
-            self._requantise = Requantiser(
-                arithmetic, product, np.ones(1, np.float32), self.output.scales
-            )
 
     def _activation(self) -> Activation:
         options = self.operator.options

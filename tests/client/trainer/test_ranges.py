@@ -12,6 +12,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import tflite
+from numpy.typing import NDArray
 
 from fedlearn.dataset import Dataset
 from fedlearn.model import Model
@@ -34,7 +35,7 @@ def numbers(model: Model, tail: str) -> list[int]:
     return [tensor.index for tensor in trainable_tensors(model, tail)]
 
 
-def measured(model: Model, inputs: np.ndarray, tail: str) -> dict[int, ActivationRange]:
+def measured(model: Model, inputs: NDArray[np.int8], tail: str) -> dict[int, ActivationRange]:
     trained = Tail(model, numbers(model, tail))
     calibrate(trained, model, inputs)
     with RangeMeter(trained.layers) as meter:
@@ -47,10 +48,15 @@ def mobilenet() -> Model:
     return Model.parse(models.MOBILENET_PATH.read_bytes())
 
 
+def _digits(count: int, model: Model) -> Dataset:
+    x, y = load_train()
+    return Dataset.from_arrays(x[:count], y[:count], model)
+
+
 def trained_untrained() -> Model:
     """The file calibrated on an untrained net, trained a little: much of it is cut off."""
     model = Model.parse(models.UNTRAINED_PATH.read_bytes())
-    data = Dataset.from_arrays(*(each[:600] for each in load_train()), model)
+    data = _digits(600, model)
     return Model.parse(
         model.patched(train(model, numbers(model, "all"), data, PLAN, seed=1).values)
     )
@@ -59,7 +65,7 @@ def trained_untrained() -> Model:
 @pytest.mark.parametrize("name", ["untrained", "mobilenet"])
 def test_every_range_is_what_a_wide_grid_holds(name: str, mobilenet: Model) -> None:
     model = mobilenet if name == "mobilenet" else trained_untrained()
-    x = Dataset.from_arrays(*(each[:48] for each in load_train()), model).inputs
+    x = _digits(48, model).inputs
     found = measured(model, x, "all" if name == "untrained" else "12")
     kinds = {op.name for op in model.operators if op.outputs[0] in found}
     assert kinds >= ({"ADD", "MEAN", "CONV_2D"} if name == "mobilenet" else {"FULLY_CONNECTED"})
@@ -108,8 +114,8 @@ def test_what_the_activation_takes_is_not_cut_off_by_int8(
         channel_axis=0,
     )
     source, output = network.inputs[0], network.outputs[0]
-    network.tensors[output]["scales"] = np.float32([narrow / 255])
-    network.tensors[output]["zeros"] = np.int64([-3])
+    network.tensors[output]["scales"] = np.array([narrow / 255], np.float32)
+    network.tensors[output]["zeros"] = np.array([-3], np.int64)
     model = Model.parse(network.write())
     x = rng.integers(-128, 128, (20, 5, 5, 4)).astype(np.int8)
     (found,) = measured(model, x, "last").values()
