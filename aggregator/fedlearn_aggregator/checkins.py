@@ -12,7 +12,7 @@ import logging
 import random
 
 from fedlearn.errors import ProtocolError
-from fedlearn.log import clean
+from fedlearn.text import clean
 from fedlearn.wire.messages import CheckIn, TrainOrder, Wait
 from fedlearn_aggregator.coordinator import Coordinator
 from fedlearn_aggregator.rounds import Seating

@@ -26,6 +26,7 @@ from fedlearn.trainer.local import read_model
 from fedlearn.trainer.loss import make_loss
 from fedlearn.trainer.tail import Tail
 from fedlearn.trainer.tails import trainable_tensors
+from fedlearn.text import clean
 from fedlearn.version import VERSION
 from fedlearn.wire.messages import Limits
 from fedlearn_aggregator import arguments, report, schema, store
@@ -80,7 +81,7 @@ def _init(options: argparse.Namespace) -> int:
     print(f"trained: {task.parameters:,} parameters in {len(task.tensors)} tensors")
     for tensor in task.tensors:
         shape = "x".join(str(size) for size in tensor.shape)
-        print(f"  {tensor.index:4}  {tensor.dtype:5}  {shape:>16}  {log.clean(tensor.name, 60)}")
+        print(f"  {tensor.index:4}  {tensor.dtype:5}  {shape:>16}  {clean(tensor.name, 60)}")
     print(
         f"a round: {policy.cohort} updates, {policy.seats} seats, at least {policy.minimum} "
         f"within {policy.deadline_s:g} s; server optimiser {task.optimizer.name}"

@@ -14,7 +14,7 @@ from aiohttp import web
 from aiohttp.http_exceptions import HttpProcessingError
 
 from fedlearn.errors import FedlearnError, ProtocolError, StorageError
-from fedlearn.log import clean
+from fedlearn.text import clean
 from fedlearn.version import VERSION
 from fedlearn.wire import codec
 from fedlearn.wire.messages import CheckIn, Message, Refusal, TaskDescriptor

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Logging to stderr, for a terminal and for systemd's journal, and the cleaning of peers' text."""
+"""Logging to stderr, for a terminal and for systemd's journal."""
 
 from __future__ import annotations
 
@@ -7,9 +7,8 @@ import logging
 import os
 import sys
 
+
 LEVELS = ("debug", "info", "warning", "error")
-# A peer's text is for one line of a log: room for a sentence, not for a flood.
-MAX_PEER_TEXT = 200
 # Priorities of syslog(3), which the journal reads from the start of a line (sd-daemon(3)).
 _PRIORITIES = ((logging.ERROR, 3), (logging.WARNING, 4), (logging.INFO, 6), (logging.DEBUG, 7))
 
@@ -22,13 +21,6 @@ def setup(level: str = "info") -> None:
     else:
         handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)-7s %(message)s"))
     logging.basicConfig(level=level.upper(), handlers=[handler], force=True)
-
-
-def clean(text: object, limit: int = MAX_PEER_TEXT) -> str:
-    """Make text of a peer fit for a log: no control or invisible characters, `limit` long."""
-    known = str(text)
-    shown = "".join(each if each.isprintable() else " " for each in known[:limit])
-    return " ".join(shown.split()) + ("..." if len(known) > limit else "")
 
 
 class _JournalFormatter(logging.Formatter):

@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedlearn.errors import FedlearnError, ModelError
-from fedlearn.log import clean
+from fedlearn.text import clean
 
 # Of the runtime's own words, which name files of its source and tensors of the model.
 _MOST_REASON = 300

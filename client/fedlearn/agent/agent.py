@@ -33,7 +33,7 @@ from fedlearn.errors import (
     TrainerError,
 )
 from fedlearn.jobs import PatchJob, TrainJob
-from fedlearn.log import clean
+from fedlearn.text import clean
 from fedlearn.wire.messages import CheckIn, TrainingFailure, TrainOrder
 
 # Whatever the aggregator asks for: not in a hot loop, and not for ever.

@@ -19,7 +19,7 @@ from pathlib import Path
 from fedlearn.agent.endpoint import Endpoint, refuse_plaintext_beyond_loopback
 from fedlearn.agent.stop import StopSignal
 from fedlearn.errors import ConfigError, NetworkError, ProtocolError
-from fedlearn.log import clean
+from fedlearn.text import clean
 from fedlearn.version import VERSION
 
 CONNECT_TIMEOUT_S = 5.0  # the aggregator is on the LAN: a round trip takes milliseconds

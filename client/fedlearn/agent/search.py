@@ -21,7 +21,7 @@ from typing import IO, cast
 
 from fedlearn.agent.stop import StopSignal
 from fedlearn.errors import NetworkError
-from fedlearn.log import clean
+from fedlearn.text import clean
 
 SEARCHER = (sys.executable, "-I", "-m", "fedlearn.agent.discovery")
 # The child caps what it reports; a line above this is none of its own.

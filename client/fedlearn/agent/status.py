@@ -12,7 +12,7 @@ from typing import Any
 
 from fedlearn.durable import storage_errors
 from fedlearn.errors import FedlearnError
-from fedlearn.log import clean
+from fedlearn.text import clean
 
 
 @dataclass(frozen=True, slots=True)

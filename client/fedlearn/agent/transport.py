@@ -9,7 +9,7 @@ from typing import NoReturn
 
 from fedlearn.agent.connection import Connection
 from fedlearn.errors import NetworkError, ProtocolError
-from fedlearn.log import clean
+from fedlearn.text import clean
 from fedlearn.wire import codec
 from fedlearn.wire.messages import CheckIn, Receipt, Refusal, TaskDescriptor, TrainOrder, Wait
 

@@ -9,7 +9,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedlearn.errors import ModelError
-from fedlearn.log import clean
 from fedlearn.model import schema
 from fedlearn.model.flatbuffer import Table
 from fedlearn.model.schema import (
@@ -21,6 +20,7 @@ from fedlearn.model.schema import (
     SubGraphSlot,
     TensorSlot,
 )
+from fedlearn.text import clean
 
 # The schema counts tensors in 32 bits; real int8 networks have some hundreds.
 MAX_NODES = 16_384

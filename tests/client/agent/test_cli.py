@@ -12,7 +12,7 @@ import pytest
 from fedlearn.agent.status import Status, is_alive, write_status
 from fedlearn.cli import main
 from fedlearn.config import keys
-from fedlearn.log import clean
+from fedlearn.text import clean
 from fedlearn.version import VERSION
 
 TRAIN = ["model", "train", "none.tflite", "none.npz", "--out", "out.tflite"]

@@ -1,0 +1,14 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Text of peers and of files, made fit for one line."""
+
+from __future__ import annotations
+
+# A peer's text is for one line of a log: room for a sentence, not for a flood.
+MAX_PEER_TEXT = 200
+
+
+def clean(text: object, limit: int = MAX_PEER_TEXT) -> str:
+    """Make text of a peer fit for a log: no control or invisible characters, `limit` long."""
+    known = str(text)
+    shown = "".join(each if each.isprintable() else " " for each in known[:limit])
+    return " ".join(shown.split()) + ("..." if len(known) > limit else "")
