@@ -21,12 +21,12 @@ from fedlearn.durable import write_durably
 from fedlearn.errors import ConfigError, ExitCode, FedlearnError
 from fedlearn.model import Model
 from fedlearn.plan_arguments import plan_of
+from fedlearn.text import clean
 from fedlearn.trainer.budget import choose
 from fedlearn.trainer.local import read_model
 from fedlearn.trainer.loss import make_loss
 from fedlearn.trainer.tail import Tail
 from fedlearn.trainer.tails import trainable_tensors
-from fedlearn.text import clean
 from fedlearn.version import VERSION
 from fedlearn.wire.messages import Limits
 from fedlearn_aggregator import arguments, report, schema, store

@@ -7,7 +7,6 @@ import logging
 import os
 import sys
 
-
 LEVELS = ("debug", "info", "warning", "error")
 # Priorities of syslog(3), which the journal reads from the start of a line (sd-daemon(3)).
 _PRIORITIES = ((logging.ERROR, 3), (logging.WARNING, 4), (logging.INFO, 6), (logging.DEBUG, 7))

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
-import platform
+import os
 from functools import cache
 from types import ModuleType
 from typing import Any
@@ -58,7 +58,7 @@ def has_vectors() -> bool:
 
     They are on Arm; ai-edge-litert has them on x86-64, too, by way of SSE.
     """
-    return is_litert() or platform.machine().startswith(("aarch64", "arm"))
+    return is_litert() or os.uname().machine.startswith(("aarch64", "arm"))
 
 
 class Session:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Text of peers and of files, made fit for one line."""
+"""The cleaning of peers' text, apart from logging, which the trainer does not load."""
 
 from __future__ import annotations
 

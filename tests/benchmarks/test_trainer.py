@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 from typing import Any
 
@@ -127,3 +128,32 @@ def test_every_contender_learns(contender: str, name: str, data: Path) -> None:
     assert result["samples"] == 3 * SAMPLES - BATCH
     assert result["samples_per_cpu_s"] > 0
     assert 10 < result["peak_rss_mb"] < 2_000
+
+
+def test_the_watch_counts_the_products_between_the_first_step_and_the_last() -> None:
+    from fedlearn.trainer import exact
+    from tests.benchmarks.contenders.profile import Watch
+
+    a = np.ones((400, 400), np.float32)
+    untouched = exact.product
+    watch = Watch()
+    try:
+        watch(0, 0.0, 0.0)
+        exact.product(a, a)
+        time.sleep(0.05)
+        watch(0, 0.0, 0.0)
+        share = watch.share()
+        assert 0 < share < 1
+        exact.product(a, a)  # of another run
+        assert watch.share() == share
+    finally:
+        watch.take_off()
+    assert exact.product is untouched
+
+
+@pytest.mark.slow
+def test_the_two_profiles_agree(data: Path) -> None:
+    """Each is the other's control; cProfile makes what is no product look longer than it is."""
+    profile = comparison.run_once("profile", CASES["c"], data, epochs=3)
+    shares = {each["function"]: each["share"] for each in profile["functions"]}
+    assert 0.6 < profile["blas_share"] / shares["exact.product"] < 1.7

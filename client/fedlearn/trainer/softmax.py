@@ -7,7 +7,7 @@ table in 16 bits, an integer sum and a fixed-point factor.
 
 from __future__ import annotations
 
-import platform
+import os
 
 import numpy as np
 
@@ -37,7 +37,7 @@ class Softmax(Layer):
     def arithmetics(self) -> tuple[Arithmetic, ...]:
         """Of the two runtimes, ai-edge-litert is built by Clang."""
         table16, table32 = Arithmetic.TWICE_UP, Arithmetic.FLOAT32
-        is_clang_arm = platform.machine() == "aarch64" and is_litert()
+        is_clang_arm = os.uname().machine == "aarch64" and is_litert()
         return (table16, table32) if is_clang_arm else (table32, table16)
 
     def choose(self, arithmetic: Arithmetic) -> None:

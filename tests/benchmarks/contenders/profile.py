@@ -38,8 +38,11 @@ def run(case: Case, data: Path, epochs: int) -> dict[str, object]:
     def go(progress: Any) -> None:
         train(model, tensors, samples, plan, seed=SEED, progress=progress)
 
-    watch = _Watch()
-    go(watch)
+    watch = Watch()
+    try:
+        go(watch)
+    finally:
+        watch.take_off()
     profiler = cProfile.Profile()
 
     def first_step_done(_epoch: int, _done: float, _loss: float) -> None:
@@ -52,7 +55,7 @@ def run(case: Case, data: Path, epochs: int) -> dict[str, object]:
     return {"blas_share": watch.share(), "functions": _split(profiler)}
 
 
-class _Watch:
+class Watch:
     """Puts a stop-watch on `exact.product`, through which every matrix product goes.
 
     It holds the products themselves and, where a sum of more than 514 terms is cut into blocks, the
@@ -62,10 +65,11 @@ class _Watch:
     def __init__(self) -> None:
         from fedlearn.trainer import exact
 
-        self._inside_s = self._inside_at_first_s = 0.0
-        self._first_s: float | None = None
-        self._last_s = 0.0
-        product = exact.product
+        self._inside_s = 0.0
+        # Time, and time inside, at the first step and at the last one: what runs later is not ours.
+        self._first: tuple[float, float] | None = None
+        self._last = (0.0, 0.0)
+        self._product = product = exact.product
 
         def timed(a: Any, b: Any) -> Any:
             start = time.perf_counter()
@@ -73,19 +77,29 @@ class _Watch:
             self._inside_s += time.perf_counter() - start
             return result
 
-        for name, module in list(sys.modules.items()):
-            if name.startswith("fedlearn.") and getattr(module, "product", None) is product:
-                vars(module)["product"] = timed
+        self._users = [
+            module
+            for name, module in list(sys.modules.items())
+            if name.startswith("fedlearn.") and getattr(module, "product", None) is product
+        ]
+        for module in self._users:
+            vars(module)["product"] = timed
+
+    def take_off(self) -> None:
+        """Leave the products as they were."""
+        for module in self._users:
+            vars(module)["product"] = self._product
 
     def __call__(self, _epoch: int, _done: float, _loss: float) -> None:
-        self._last_s = time.perf_counter()
-        if self._first_s is None:
-            self._first_s, self._inside_at_first_s = self._last_s, self._inside_s
+        self._last = (time.perf_counter(), self._inside_s)
+        if self._first is None:
+            self._first = self._last
 
     def share(self) -> float:
         """Of the time between the first step and the last one."""
-        assert self._first_s is not None
-        return (self._inside_s - self._inside_at_first_s) / (self._last_s - self._first_s)
+        assert self._first is not None
+        (start_s, inside_at_start_s), (end_s, inside_at_end_s) = self._first, self._last
+        return (inside_at_end_s - inside_at_start_s) / (end_s - start_s)
 
 
 def _split(profiler: cProfile.Profile) -> list[dict[str, object]]:

@@ -24,7 +24,8 @@ def main(mode: str = "unchecked", count: int = 0) -> None:
 
     mutant(1)  # sound files are parsed with all checks
     if mode == "unchecked":
-        vars(model).update(verify=lambda data: None, validate=lambda *arguments: None)
+        vars(model)["verify"] = lambda data: None
+        vars(model)["validate"] = lambda *arguments: None
     if not count:
         with suppress(FedlearnError):
             run_once(sys.stdin.buffer.read())
@@ -41,7 +42,4 @@ def main(mode: str = "unchecked", count: int = 0) -> None:
 
 
 if __name__ == "__main__":
-    if len(sys.argv) > 1:
-        main(sys.argv[1], int(sys.argv[2]))
-    else:
-        main()
+    main(sys.argv[1], *map(int, sys.argv[2:3]))
