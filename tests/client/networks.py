@@ -141,7 +141,7 @@ class Network:
     def _code(self, builder: flatbuffers.Builder, code: int) -> int:
         tflite.OperatorCodeStart(builder)
         tflite.OperatorCodeAddDeprecatedBuiltinCode(builder, min(code, 127))
-        tflite.OperatorCodeAddVersion(builder, 3 if code in (3, 4) else 4 if code == 9 else 1)
+        tflite.OperatorCodeAddVersion(builder, {3: 3, 4: 3, 9: 4, 130: 2}.get(code, 1))
         tflite.OperatorCodeAddBuiltinCode(builder, code)
         return int(tflite.OperatorCodeEnd(builder))
 

@@ -19,6 +19,7 @@ from tests.client.networks import (
     fully_connected,
     layer,
     softmax,
+    weights,
 )
 
 _Op = tflite.BuiltinOperator
@@ -35,7 +36,8 @@ def files() -> list[bytes]:
     """The digits model; the trainable operators with float edges; many operators in a prefix."""
     edged = separable()
     add_float_edges(edged)
-    return [MODEL_PATH.read_bytes(), edged.write(), prefixed().write(), wide().write()]
+    others = [prefixed(), wide(), further()]
+    return [MODEL_PATH.read_bytes(), edged.write(), *(network.write() for network in others)]
 
 
 def separable() -> Network:
@@ -131,6 +133,69 @@ def wide() -> Network:
     x = _apply(network, _Op.PADV2, [x, margins, value], (3, 2, 2))
     network.outputs = [x]
     return _classifier(rng, network, 12)
+
+
+def further() -> Network:
+    """Rarer operators that are checked by name."""
+    rng = np.random.default_rng(14)
+    network = _convolution(rng)
+    (x,) = network.outputs
+    image = (1, 4, 4, 4)
+    for code in (_Op.GELU, _Op.ELU):
+        x = _apply(network, code, [x], image)
+    blocks, edges = _ints(network, [2, 2]), _ints(network, [[0, 0], [0, 0]])
+    x = _apply(network, _Op.SPACE_TO_BATCH_ND, [x, blocks, edges], (4, 2, 2, 4))
+    x = _apply(network, _Op.BATCH_TO_SPACE_ND, [x, blocks, edges], image)
+    grid = network.tensors[x]
+    sizes = _ints(network, [2, 2])
+    halves = [
+        network.tensor((1, 4, 4, 2), scales=grid["scales"], zeros=grid["zeros"]) for _ in range(2)
+    ]
+    network.operator(
+        _Op.SPLIT_V,
+        [x, sizes, _ints(network, [3])],
+        halves,
+        _numbered("SplitVOptions", NumSplits=2),
+    )
+    kernel = network.tensor((4, 3, 3, 2), scales=0.01, data=weights(rng, (4, 3, 3, 2)))
+    x = _apply(
+        network,
+        _Op.TRANSPOSE_CONV,
+        [_ints(network, [1, 8, 8, 4]), kernel, halves[0]],
+        (1, 8, 8, 4),
+        _numbered("TransposeConvOptions", StrideW=2, StrideH=2),
+    )
+    network.tensors[x].update(scales=grid["scales"], zeros=grid["zeros"])
+    x = _apply(
+        network,
+        _Op.GATHER,
+        [x, _ints(network, [0, 5])],
+        (1, 2, 8, 4),
+        _numbered("GatherOptions", Axis=1),
+    )
+    x = _apply(network, _Op.REVERSE_V2, [x, _ints(network, [2])], (1, 2, 8, 4))
+    flat = _apply(network, _Op.RESHAPE, [x, _ints(network, [1, 8, 8])], (1, 8, 8))
+    x = _apply(
+        network,
+        _Op.BATCH_MATMUL,
+        [flat, flat],
+        (1, 8, 8),
+        _numbered("BatchMatMulOptions", AdjX=0, AdjY=0),
+    )
+    x = _apply(network, _Op.REDUCE_MIN, [x, _ints(network, [2])], (1, 8), _mean())
+    larger = network.tensor((1, 8), tflite.TensorType.BOOL)
+    network.operator(_Op.GREATER, [x, x], [larger])
+    x = _apply(network, _Op.SELECT_V2, [larger, x, x], (1, 8))
+    network.tensors[x].update(scales=grid["scales"], zeros=grid["zeros"])
+    x = _apply(network, _Op.SQUARED_DIFFERENCE, [x, x], (1, 8))
+    wide_shape = _ints(network, [1, 8])
+    x = _apply(network, _Op.BROADCAST_TO, [x, wide_shape], (1, 8))
+    network.outputs = [x]
+    return _classifier(rng, network, 8)
+
+
+def _numbered(name: str, **fields: int) -> tuple[int, Any]:
+    return _options(getattr(tflite.BuiltinOptions, name), name, **fields)
 
 
 def _convolution(rng: np.random.Generator) -> Network:

@@ -59,7 +59,7 @@ def _mutator() -> Mutator:
 
 @cache
 def _networks() -> tuple[Network, ...]:
-    return (samples.prefixed(), samples.separable(), samples.wide())
+    return (samples.prefixed(), samples.separable(), samples.wide(), samples.further())
 
 
 def mutant(seed: int) -> bytes:
@@ -127,7 +127,7 @@ def test_mutants_are_used_or_refused_by_one_error() -> None:
 
 
 def test_the_files_themselves_are_sound() -> None:
-    assert [_use(data) for data in samples.files()] == ["trainable"] * 4
+    assert [_use(data) for data in samples.files()] == ["trainable"] * len(samples.files())
 
 
 def test_without_bounds_checks_the_invariant_breaks(monkeypatch: pytest.MonkeyPatch) -> None:
