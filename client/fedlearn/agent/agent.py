@@ -98,7 +98,6 @@ class Agent:
             State.GIVING_BACK: self._give_back,
             State.BACKING_OFF: self._back_off,
         }
-        stop.interrupts.append(self._interrupt)
 
     def run(self) -> None:
         """Take part in the task until a stop is requested."""
@@ -374,10 +373,6 @@ class Agent:
     def _ordered(self) -> TrainOrder:
         assert self._order is not None
         return self._order
-
-    def _interrupt(self) -> None:
-        if self._connection is not None:
-            self._connection.interrupt()
 
     def _note(self, error: FedlearnError, backoff: Backoff) -> None:
         """Log a failure, show it in the status, and choose who says how long to back off."""

@@ -41,7 +41,6 @@ class TrainerProcess:
         self._environment = {name: str(config.threads) for name in _THREAD_VARIABLES}
         self._stop = stop
         self._process: subprocess.Popen[bytes] | None = None
-        stop.interrupts.append(self._kill)
 
     def run(
         self,
@@ -137,10 +136,6 @@ class TrainerProcess:
 
     def _pipe(self, pipe: object, deadline: float) -> _Pipe:
         return _Pipe(cast(HasFileno, pipe), self._stop, deadline)
-
-    def _kill(self) -> None:
-        if self._process is not None:
-            self._process.kill()
 
 
 class _Pipe:
