@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import functools
 import http.client
 import os
 import socket
@@ -137,9 +138,7 @@ class Connection:
         while True:
             used_before = self._http.sock is not None
             try:
-                if not used_before:
-                    self._http.connect()
-                self._http.sock.timeout_s = timeout_s
+                self._http.be_patient(timeout_s)
                 self._http.request(method, path, body, everything)
                 return self._http.getresponse()
             except (ConnectionError, ssl.SSLEOFError, ssl.SSLZeroReturnError):
@@ -151,6 +150,8 @@ class Connection:
 class _Http(http.client.HTTPConnection):
     """`http.client` on sockets that wait in our hands."""
 
+    sock: _PatientSocket | None
+
     def __init__(
         self, endpoint: Endpoint, context: ssl.SSLContext | None, stop: StopSignal
     ) -> None:
@@ -160,6 +161,13 @@ class _Http(http.client.HTTPConnection):
         if context is not None:
             context.sslsocket_class = _TlsSocket
 
+    def be_patient(self, timeout_s: float) -> None:
+        """Connect, if need be, and wait so long for the peer from now on."""
+        if self.sock is None:
+            self.connect()
+        assert self.sock is not None
+        self.sock.timeout_s = timeout_s
+
     def connect(self) -> None:
         """Connect to the first address that answers, and do the TLS handshake."""
         # As bytes: for text the interpreter loads its IDNA tables, a megabyte that no LAN needs.
@@ -168,9 +176,8 @@ class _Http(http.client.HTTPConnection):
         for at, (family, kind, protocol, _, address) in enumerate(found):
             if self._context is None:
                 refuse_plaintext_beyond_loopback(str(address[0]))
-            self.sock = _PlainSocket(family, kind, protocol)
             try:
-                self._connect(address)
+                self._connect(_PatientSocket(family, kind, protocol), address)
                 return
             except OSError:
                 self.close()
@@ -180,27 +187,29 @@ class _Http(http.client.HTTPConnection):
                 self.close()  # half a connection must not be taken for one
                 raise
 
-    def _connect(self, address: object) -> None:
-        plain = self.sock
+    def _connect(self, plain: _PatientSocket, address: object) -> None:
+        self.sock = plain
         plain.stop = self._stop
         plain.setblocking(False)
         plain.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         plain.connect(address)
         if self._context is not None:
-            self.sock = self._context.wrap_socket(
+            secured = self._context.wrap_socket(
                 plain, server_hostname=self.host, do_handshake_on_connect=False
             )
-            self.sock.stop = self._stop
-            self.sock.do_handshake()
+            assert isinstance(secured, _TlsSocket)  # the context's sslsocket_class
+            self.sock = secured
+            secured.stop = self._stop
+            secured.do_handshake()
 
 
-class _Patient:
-    """A mixin for a non-blocking socket: what would block waits, for at most `timeout_s`."""
+class _PatientSocket(socket.socket):
+    """A non-blocking socket: what would block waits instead, for at most `timeout_s`."""
 
     stop: StopSignal
     timeout_s = CONNECT_TIMEOUT_S
 
-    def connect(self: Any, address: Any) -> None:
+    def connect(self, address: Any) -> None:
         code = self.connect_ex(address)
         if code == errno.EINPROGRESS:
             self._wait(time.monotonic() + self.timeout_s, to_write=True)
@@ -208,22 +217,17 @@ class _Patient:
         if code:
             raise OSError(code, os.strerror(code))
 
-    def do_handshake(self: Any) -> None:
-        self._patiently(super().do_handshake)  # type: ignore[misc]
+    def recv_into(self, buffer: Any, nbytes: int | None = None, flags: int = 0) -> int:
+        receive = super().recv_into
+        return self.patiently(lambda: receive(buffer, nbytes or 0, flags))
 
-    def recv_into(self: Any, buffer: Any) -> int:
-        return self._patiently(lambda: super(_Patient, self).recv_into(buffer))  # type: ignore[misc]
-
-    def sendall(self: Any, data: Any) -> None:
-        left = memoryview(data).cast("B")
+    def sendall(self, data: Any, flags: int = 0) -> None:
+        send, left = super().send, memoryview(data).cast("B")
         while left:
-            sent = self._patiently(
-                lambda data=left: super(_Patient, self).send(data),  # type: ignore[misc]
-                to_write=True,
-            )
+            sent = self.patiently(functools.partial(send, left, flags), to_write=True)
             left = left[sent:]
 
-    def _patiently(self, action: Callable[[], T], *, to_write: bool = False) -> T:
+    def patiently(self, action: Callable[[], T], *, to_write: bool = False) -> T:
         """`to_write`: what it waits for if it would block; TLS says itself what it needs."""
         deadline = time.monotonic() + self.timeout_s
         while True:
@@ -237,19 +241,19 @@ class _Patient:
             except BlockingIOError:
                 self._wait(deadline, to_write=to_write)
 
-    def _wait(self: Any, deadline: float, *, to_write: bool) -> None:
+    def _wait(self, deadline: float, *, to_write: bool) -> None:
         left_s = max(0.0, deadline - time.monotonic())
-        pipes = {"writable": [self]} if to_write else {}
-        if not self.stop.wait(left_s, *(() if to_write else (self,)), **pipes):
+        if to_write:
+            happened = self.stop.wait(left_s, writable=[self])
+        else:
+            happened = self.stop.wait(left_s, self)
+        if not happened:
             raise TimeoutError
 
 
-class _PlainSocket(_Patient, socket.socket):
-    pass
-
-
-class _TlsSocket(_Patient, ssl.SSLSocket):
-    pass
+class _TlsSocket(_PatientSocket, ssl.SSLSocket):
+    def do_handshake(self, block: bool = False) -> None:
+        self.patiently(super().do_handshake)
 
 
 def read_body(response: http.client.HTTPResponse, max_bytes: int, timeout_s: float) -> bytes:

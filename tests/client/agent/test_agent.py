@@ -470,7 +470,7 @@ def test_an_aggregator_that_is_dead_gives_way_to_another(device: Device) -> None
         device.stop()
         aggregator.release.set()
     memory = json.loads((device.path / "state/agent.json").read_text())
-    assert memory == {"aggregator": f"http://127.0.0.1:{server.port}"}
+    assert memory["aggregator"] == f"http://127.0.0.1:{server.port}"
 
 
 def test_a_second_agent_on_the_same_directory_is_refused(device: Device) -> None:

@@ -107,7 +107,7 @@ def test_status(config: Path, capsys: pytest.CaptureFixture[str]) -> None:
     write_status(run / "status.json", status)
     assert main(["status", "--config", str(config)]) == 0
     output = capsys.readouterr().out
-    assert "waiting (no [2Jseat)" in output
+    assert "waiting: no [2Jseat" in output
     assert "\x1b" not in output
     assert main(["status", "--json", "--config", str(config)]) == 0
     values = json.loads(capsys.readouterr().out)
