@@ -52,7 +52,8 @@ class Notifier:
         if address and pid in ("", str(os.getpid())):  # of another process: sd_watchdog_enabled(3)
             with contextlib.suppress(ValueError):
                 # Bounded: a text of digits may be more than a float.
-                watchdog_s = int(interval_us[:18]) / 1e6 / 2 or None
+                interval_s = int(interval_us[:18]) / 1e6
+                watchdog_s = interval_s / 2 if interval_s > 0 else None
         return cls(address, watchdog_s)
 
     def ready(self) -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from fedlearn.agent import sensors
 from fedlearn.agent.policy import OwnLoad, Verdict, judge
+from fedlearn.agent.stop import Interruption
 from fedlearn.config import PolicyConfig
 
 # Heat and batteries are slower; the pressure's average is over ten seconds.
@@ -17,7 +18,7 @@ INTERVAL_S = 5.0
 logger = logging.getLogger(__name__)
 
 
-class Forbidden(Exception):  # noqa: N818 - no error: it carries the policy's word to the agent's loop
+class Forbidden(Interruption):
     """The policy forbids to train now."""
 
 

@@ -136,12 +136,12 @@ def _limits(limits: PolicyConfig, now: Readings, own_load: float) -> Iterator[_L
         yield _Limit("temperature", now.temperature_c, limit, again, " C")
     if (limit := limits.max_load_per_core) is not None:
         load = None if now.load is None else max(0.0, now.load - own_load) / now.cores
-        yield _Limit("load", load, limit, limit * (1 - MARGIN_SHARE), " per core", words="load ")
+        yield _Limit("load", load, limit, limit - limit * MARGIN_SHARE, " per core", words="load ")
     if (limit := limits.max_memory_pressure_percent) is not None:
-        again, name = limit * (1 - MARGIN_SHARE), "memory pressure"
+        again, name = limit - limit * MARGIN_SHARE, "memory pressure"
         yield _Limit(name, now.memory_pressure_percent, limit, again, " %", words=f"{name} ")
     if (limit := limits.min_available_memory_kib) is not None:
-        again, name = limit * (1 + MARGIN_SHARE), "available memory"
+        again, name = limit + limit * MARGIN_SHARE, "available memory"
         yield _Limit(name, now.available_memory_kib, limit, again, " KiB", True, f"{name} ")
 
 

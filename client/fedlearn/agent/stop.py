@@ -32,7 +32,11 @@ class HasFileno(Protocol):
         """Return the file descriptor."""
 
 
-class Stopped(Exception):  # noqa: N818 - no error: it carries a request to the agent's loop
+class Interruption(Exception):  # noqa: N818 - no error: it carries word to the agent's loop
+    """What is being waited for must not go on."""
+
+
+class Stopped(Interruption):
     """The process was asked to end."""
 
 

@@ -20,7 +20,7 @@ from typing import BinaryIO, cast
 
 from fedlearn import jobs
 from fedlearn.agent import sensors
-from fedlearn.agent.stop import HasFileno, Stopped, StopSignal
+from fedlearn.agent.stop import HasFileno, Interruption, StopSignal
 from fedlearn.config import TrainingConfig
 from fedlearn.errors import FedlearnError, TrainerError, TrainerMemoryError
 from fedlearn.jobs import Done, Failed, PatchJob, Progress, TrainJob
@@ -155,7 +155,7 @@ class TrainerProcess:
     def _receive(self, process: subprocess.Popen[bytes], deadline: float) -> object:
         try:
             return jobs.receive(cast(BinaryIO, self._pipe(process.stdout, deadline)))
-        except (Stopped, FedlearnError):
+        except (Interruption, FedlearnError):
             raise
         except Exception as error:  # whatever CBOR makes of bytes that are none
             raise TrainerError(f"the trainer wrote what is no message: {error}") from error
