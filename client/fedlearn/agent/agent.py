@@ -13,14 +13,14 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from fedlearn.agent import sensors
+from fedlearn.agent import permission, sensors
 from fedlearn.agent.aggregators import Aggregators
 from fedlearn.agent.allowance import after_death, kind_of
 from fedlearn.agent.connection import Connection
 from fedlearn.agent.download import download_model
 from fedlearn.agent.endpoint import Endpoint
 from fedlearn.agent.machine import INITIAL, Backoff, Event, State, next_state
-from fedlearn.agent.permission import INTERVAL_S, Forbidden, Permission
+from fedlearn.agent.permission import Forbidden, Permission
 from fedlearn.agent.search import SEARCHER
 from fedlearn.agent.state import Memory, StateDirectory
 from fedlearn.agent.status import Status, headline, process_age_s, rss_bytes, write_status
@@ -210,13 +210,13 @@ class Agent:
             self._trainer.wait(self._wait_s)
         while not self._permission.ask().allows:
             self._show_policy(reason=self._permission.verdict.reason)
-            self._trainer.wait(INTERVAL_S)
+            self._trainer.wait(permission.INTERVAL_S)
         self._reason = self._idle_reason  # it holds while the next check-in does
         return Event.DUE
 
     def _download(self) -> Event:
         order, models = self._ordered(), self._state.models
-        with self._stop.every(INTERVAL_S, self._permission.demand):
+        with self._stop.every(permission.INTERVAL_S, self._permission.demand):
             if not models.has(order.model):
                 self._get_model(order)
                 models.prune(order.model)
@@ -323,7 +323,7 @@ class Agent:
             self._show_policy()
 
         try:
-            with self._stop.every(INTERVAL_S, demand):
+            with self._stop.every(permission.INTERVAL_S, demand):
                 return self._trainer.run(
                     job,
                     self._deadline,

@@ -92,7 +92,14 @@ class StateDirectory:
             )
         except FileNotFoundError:
             pass
-        except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
+        except (
+            OSError,
+            ValueError,
+            LookupError,
+            TypeError,
+            AttributeError,
+            OverflowError,
+        ) as error:
             set_aside(path, "agent.json.corrupt", f"cannot be read: {error}")
         return Memory()
 

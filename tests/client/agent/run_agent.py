@@ -9,7 +9,8 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from fedlearn.agent import agent
+from fedlearn.agent import permission
+from fedlearn.agent.agent import Agent
 from fedlearn.agent.stop import StopSignal
 from fedlearn.config import load_config
 from fedlearn.log import setup
@@ -21,8 +22,8 @@ notifier = Notifier.take()
 stop = StopSignal()
 stop.install()
 worker = (sys.executable, str(Path(__file__).with_name("fake_worker.py")), f"--mode={mode}")
-agent.INTERVAL_S = 0.1
-agent.Agent(
+permission.INTERVAL_S = 0.1
+Agent(
     load_config(Path(config)),
     stop,
     worker=worker,

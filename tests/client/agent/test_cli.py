@@ -127,7 +127,9 @@ def test_status_of_an_agent_that_died(config: Path, capsys: pytest.CaptureFixtur
         assert not is_alive(Status(state="waiting", pid=pid))
 
 
-@pytest.mark.parametrize("content", ["", "[]", "{}", "5", '{"state": "x", "future": 1}'])
+@pytest.mark.parametrize(
+    "content", ["", "[]", "{}", "5", '{"state": "x", "future": 1}', '{"state": "x", "policy": [5]}']
+)
 def test_any_status_file_is_survived(config: Path, content: str) -> None:
     run = config.parent / "run"
     run.mkdir()
