@@ -14,8 +14,7 @@ IMAGE_FEATURES += "\
 IMAGE_INSTALL += "\
     packagegroup-fedlearn-aggregator \
     procps \
-    ptest-runner \
-    python3-cbor2-ptest \
     strace \
     systemd-analyze \
+    ${@bb.utils.contains('DISTRO_FEATURES', 'ptest', 'ptest-runner python3-cbor2-ptest', '', d)} \
 "
