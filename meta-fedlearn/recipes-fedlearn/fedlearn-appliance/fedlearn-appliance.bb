@@ -36,11 +36,12 @@ do_install() {
     done
 
     for name in ${PERSISTENT}; do
-        # systemd wants the path as the unit's name, with - as \x2d.
+        # Wanted, not required: without its data partition a device still boots.
+        # A mount unit is named by its path, with - as \\x2d.
         unit=$(echo "var-lib-$(echo $name | sed 's/-/\\x2d/g').mount")
         sed "s/@NAME@/$name/g" ${UNPACKDIR}/persistent.mount.in > "${D}${systemd_system_unitdir}/$unit"
-        install -d ${D}${systemd_system_unitdir}/local-fs.target.requires
-        ln -s "../$unit" "${D}${systemd_system_unitdir}/local-fs.target.requires/$unit"
+        install -d ${D}${systemd_system_unitdir}/local-fs.target.wants
+        ln -s "../$unit" "${D}${systemd_system_unitdir}/local-fs.target.wants/$unit"
     done
 
     install -D -m 0644 ${UNPACKDIR}/journald.conf ${D}${nonarch_libdir}/systemd/journald.conf.d/50-fedlearn.conf
