@@ -291,11 +291,12 @@ def _evaluate(options: argparse.Namespace) -> int:
 
 
 def _score(options: argparse.Namespace) -> int:
-    from fedlearn.anomaly import anomaly_scores, anomaly_threshold
+    from fedlearn.anomaly import anomaly_scores, anomaly_threshold, require_autoencoder
     from fedlearn.dataset import Dataset
     from fedlearn.trainer.local import read_model
 
     model = read_model(options.model)
+    require_autoencoder(model, options.model.name)
     scores = anomaly_scores(model, Dataset.load_inputs(options.data, model))
     normal = scores
     if options.normal is not None:

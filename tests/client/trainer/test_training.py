@@ -36,6 +36,7 @@ from fedlearn.trainer.tails import trainable_tensors
 from fedlearn.trainer.training import Training, train
 from fedlearn.trainer.weighted import WeightedLayer
 from fedlearn.wire.messages import TrainingPlan
+from tests.models import KEYWORDS_PATH
 
 PLAN = TrainingPlan("softmax_cross_entropy", epochs=1, batch_size=32, learning_rate=0.1)
 
@@ -304,7 +305,10 @@ def test_training_a_file(digits_file: bytes, tmp_path: Path, digits_train: Datas
 @pytest.mark.parametrize(
     ("arrays", "reason"),
     [
-        ({"x": np.zeros((3, 28, 28), np.uint8)}, "lacks an array"),
+        ({"x": np.zeros((3, 28, 28), np.uint8)}, "holds x, but no y.*--loss mean_squared_error"),
+        ({"a": np.zeros(3), "y": np.zeros(3)}, "holds a, y, but no x"),
+        ({"x": np.zeros((3, 1, 784, 1)), "y": np.zeros(3, int)}, r"reshape\(len\(x\), -1\)"),
+        ({"x": np.ones((3, 784)), "y": np.eye(10, dtype=int)[:3]}, "--loss sigmoid_cross_entropy"),
         ({"x": np.zeros((3, 5), np.uint8), "y": np.zeros(3, int)}, "the model takes"),
         ({"x": np.zeros((3, 784), np.uint8), "y": np.zeros(2, int)}, "labels are"),
         ({"x": np.zeros((3, 784), np.uint8), "y": np.array([0, 1, 10])}, "10 classes"),
@@ -326,9 +330,35 @@ def test_unfit_data_is_refused_with_the_reason(
         Dataset.load(path, digits)
 
 
+@pytest.mark.parametrize(
+    ("shape", "fits"),
+    [
+        ((2, 49, 10, 1), True),
+        ((2, 49, 10), True),
+        ((2, 1, 49, 10), True),
+        ((2, 490), True),
+        ((2, 10, 49, 1), False),
+        ((2, 10, 49), False),
+        ((2, 7, 70), False),
+        ((2, 490, 1), False),
+    ],
+)
+def test_only_the_models_order_of_axes_is_taken(shape: tuple[int, ...], fits: bool) -> None:
+    model = Model.parse(KEYWORDS_PATH.read_bytes())
+    x = np.arange(980).reshape(shape).astype(np.int8)
+    if fits:
+        taken = Dataset.from_arrays(x, np.zeros(2, int), model).inputs
+        np.testing.assert_array_equal(taken, x.reshape(2, 49, 10, 1))
+        return
+    with pytest.raises(DatasetError, match=r"transpose|reshape"):
+        Dataset.from_arrays(x, np.zeros(2, int), model)
+
+
 def test_files_that_are_no_data_are_refused(digits: Model, tmp_path: Path) -> None:
     with pytest.raises(MissingFileError, match="there is no data file"):
         Dataset.load(tmp_path / "absent.npz", digits)
+    with pytest.raises(DatasetError, match=r"cannot read .* Is a directory"):
+        Dataset.load(tmp_path, digits)
     good = tmp_path / "good.npz"
     np.savez_compressed(good, x=np.arange(7840).reshape(10, 784) % 251 / 251, y=np.arange(10))
     damaged = bytearray(good.read_bytes())
