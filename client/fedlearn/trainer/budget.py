@@ -23,6 +23,7 @@ import numpy as np
 
 from fedlearn.errors import ModelError, TrainerError, UnsupportedOperatorError
 from fedlearn.model import Model, Operator
+from fedlearn.runtime import is_litert
 from fedlearn.trainer.loss import make_loss
 from fedlearn.trainer.ranges import RangeMeter
 from fedlearn.trainer.selftest import SAMPLES, calibrate
@@ -67,6 +68,7 @@ def measure(model: Model, tensors: Collection[int], plan: TrainingPlan, samples:
     The program itself and the runtime's arena for the prefix come on top.
     """
     loss = make_loss(plan.loss, model, plan.class_weights)
+    is_litert()  # imports the runtime, which is no part of what is measured
     was_tracing = tracemalloc.is_tracing()
     if not was_tracing:
         tracemalloc.start()

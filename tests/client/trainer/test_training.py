@@ -31,6 +31,7 @@ from fedlearn.trainer import weighted
 from fedlearn.trainer.local import train_file
 from fedlearn.trainer.loss import SoftmaxCrossEntropy
 from fedlearn.trainer.order import device_seed, philox, sample_order
+from fedlearn.trainer.requantisation import Arithmetic
 from fedlearn.trainer.selftest import calibrate
 from fedlearn.trainer.tail import Tail
 from fedlearn.trainer.tails import trainable_tensors
@@ -257,8 +258,7 @@ def test_real_labels_that_float32_cannot_hold_are_refused(digits: Model) -> None
 
 
 def test_float_samples_are_quantised_in_little_memory(digits: Model) -> None:
-    x = np.random.default_rng(5).uniform(-0.2, 1.2, (4013, 784)).astype(np.float32)
-    x[x < -0.1] = 0.0
+    x = np.random.default_rng(5).uniform(-0.02, 1.02, (4013, 784)).astype(np.float32)
     entry = digits.tensors[digits.entry]
     tracemalloc.start()
     made = Dataset.from_arrays(x, np.zeros(len(x), int), digits).inputs
@@ -270,6 +270,30 @@ def test_float_samples_are_quantised_in_little_memory(digits: Model) -> None:
     x[-1, -1] = np.nan
     with pytest.raises(DatasetError, match="NaN"):
         Dataset.from_arrays(x, np.zeros(len(x), int), digits)
+
+
+def test_small_batches_calibrate_as_one_large_one_does(
+    digits: Model, digits_train: Dataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where the arithmetic that is tried first is wrong in samples of a later batch only."""
+    usual = WeightedLayer.arithmetics
+    monkeypatch.setattr(WeightedLayer, "arithmetics", lambda layer: usual(layer)[::-1])
+    chosen: dict[int, list[Arithmetic]] = {}
+    choose = WeightedLayer.choose
+
+    def note(layer: WeightedLayer, arithmetic: Arithmetic) -> None:
+        chosen.setdefault(layer.operator.index, []).append(arithmetic)
+        choose(layer, arithmetic)
+
+    monkeypatch.setattr(WeightedLayer, "choose", note)
+    last = []
+    for batch in (1, 5, 16):
+        chosen.clear()
+        tail = Tail(digits, _numbers(digits, "all"))
+        calibrate(tail, digits, digits_train.inputs, batch=batch)
+        last.append({index: each[-1] for index, each in chosen.items()})
+    assert last[0] == last[1] == last[2]
+    assert max(map(len, chosen.values())) > 2, "some layer had to try a second one"
 
 
 def test_more_samples_than_allowed_are_drawn_by_the_seed(
