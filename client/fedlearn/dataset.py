@@ -24,6 +24,10 @@ _MOST_CLIPPED = 0.1
 # Raw bytes, such as the pixels of an image, stand for 0..1 as in every digit and image task.
 _RAW_SCALE = 1.0 / 255.0
 
+# Values that are quantised at a time: in double precision, all of a large set would take eight
+# times its own memory.
+_BLOCK = 1 << 16
+
 
 _WRITE = "write it with numpy.savez(path, x=samples, y=labels)"
 
@@ -190,9 +194,13 @@ def _real_values(y: NDArray[np.generic], count: int, outputs: int) -> NDArray[np
             f"the labels have shape {y.shape}, the model makes {outputs} values for each of the "
             f"{count} samples"
         )
-    if not np.issubdtype(y.dtype, np.number) or not np.isfinite(y).all():
-        raise DatasetError("the labels are no finite numbers")
-    return y.reshape(count, outputs).astype(np.float32)
+    if not np.issubdtype(y.dtype, np.number):
+        raise DatasetError("the labels are no numbers")
+    with np.errstate(over="ignore"):  # what float32 cannot hold becomes infinite
+        labels = y.reshape(count, outputs).astype(np.float32)
+    if not np.isfinite(labels).all():
+        raise DatasetError("the labels are no finite numbers in float32")
+    return labels
 
 
 _LABELS: dict[str, Callable[[NDArray[Any], int, int], NDArray[Any]]] = {
@@ -213,10 +221,17 @@ def _quantise(x: NDArray[np.generic], scale: float, zero_point: int) -> NDArray[
         return _to_int8(np.rint(levels / scale) + zero_point)[x]
     if not np.issubdtype(x.dtype, np.floating):
         raise DatasetError(f"samples of type {x.dtype} are not supported: use uint8, int8 or float")
-    if not np.isfinite(x).all():
-        raise DatasetError("the samples hold NaN or infinite values")
-    steps = np.rint(x.astype(np.float64) / scale) + zero_point
-    clipped = float(((steps < -129) | (steps > 128)).mean())
+    quantised = np.empty(x.shape, np.int8)
+    rows = max(_BLOCK * len(x) // max(x.size, 1), 1)
+    outside = 0
+    for start in range(0, len(x), rows):
+        block = x[start : start + rows]
+        if not np.isfinite(block).all():
+            raise DatasetError("the samples hold NaN or infinite values")
+        steps = np.rint(block.astype(np.float64) / scale) + zero_point
+        outside += int(np.count_nonzero((steps < -129) | (steps > 128)))
+        quantised[start : start + rows] = _to_int8(steps)
+    clipped = outside / x.size
     if clipped > _MOST_CLIPPED:
         low, high = ((limit - zero_point) * scale for limit in (-128, 127))
         raise DatasetError(
@@ -224,7 +239,7 @@ def _quantise(x: NDArray[np.generic], scale: float, zero_point: int) -> NDArray[
             f"{x.min():g} to {x.max():g}, it takes {low:g} to {high:g}",
             hint="scale them as for the training of the model; raw bytes belong in uint8",
         )
-    return _to_int8(steps)
+    return quantised
 
 
 def _to_int8(steps: NDArray[np.float64]) -> NDArray[np.int8]:

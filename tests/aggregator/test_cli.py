@@ -10,6 +10,7 @@ import subprocess
 import threading
 import time
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -17,11 +18,13 @@ import numpy as np
 import pytest
 import tflite
 
-from fedlearn.errors import ExitCode
+from fedlearn.errors import ConfigError, ExitCode
 from fedlearn_aggregator import cli
 from fedlearn_aggregator.checkins import HOLD_S
+from fedlearn_aggregator.rounds import Policy
 from tests.aggregator.devices import MODEL_PATH, TASK, Device, start_model
 from tests.aggregator.process import COMMAND, init, run, serve
+from tests.aggregator.service import make_task
 from tests.client import networks
 from tests.client.agent.certificates import make_authority
 
@@ -44,6 +47,19 @@ def init_arguments(data_dir: Path, *others: str) -> list[str]:
         str(MODEL_PATH),
         *others,
     ]
+
+
+def test_a_pull_past_the_start_is_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = init_arguments(tmp_path, "--learning-rate", "0.5", "--proximal", "2")
+    code, _, err = call(capsys, *arguments)
+    assert code == ExitCode.CONFIG
+    assert "must stay below 1" in err
+    task = make_task(Policy())
+    pulled = replace(task.plan, proximal=1.0 / task.plan.learning_rate)
+    with pytest.raises(ConfigError, match="must stay below 1"):
+        replace(task, plan=pulled)
 
 
 def test_init_tells_what_will_be_trained(

@@ -7,6 +7,7 @@ import hashlib
 import os
 import subprocess
 import sys
+import tracemalloc
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -30,6 +31,7 @@ from fedlearn.trainer import weighted
 from fedlearn.trainer.local import train_file
 from fedlearn.trainer.loss import SoftmaxCrossEntropy
 from fedlearn.trainer.order import device_seed, philox, sample_order
+from fedlearn.trainer.requantisation import Arithmetic
 from fedlearn.trainer.selftest import calibrate
 from fedlearn.trainer.tail import Tail
 from fedlearn.trainer.tails import trainable_tensors
@@ -231,6 +233,68 @@ def test_a_far_too_large_learning_rate_does_not_kill_the_model(
     training = train(digits, _numbers(digits, "all"), digits_train, plan, seed=7)
     accuracy = evaluate(digits.patched(training.values), digits_test).known_accuracy
     assert accuracy < 0.2 if limit > 1e6 else accuracy > 0.85
+
+
+@pytest.mark.parametrize("limit", [weighted.LARGEST_STEP, 1e9], ids=["clipped", "control"])
+def test_nor_does_it_where_only_biases_train(
+    digits: Model,
+    digits_train: Dataset,
+    digits_test: Dataset,
+    limit: float,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(weighted, "LARGEST_STEP", limit)
+    plan = replace(PLAN, learning_rate=0.4, batch_size=16)
+    biases = [n for n in _numbers(digits, "all") if digits.tensors[n].dtype == "int32"]
+    training = train(digits, biases, digits_train, plan, seed=7)
+    accuracy = evaluate(digits.patched(training.values), digits_test).known_accuracy
+    assert accuracy < 0.2 if limit > 1e6 else accuracy > 0.45
+
+
+def test_real_labels_that_float32_cannot_hold_are_refused(digits: Model) -> None:
+    x = np.zeros((2, 784), np.uint8)
+    for bad in (1e300, np.inf, np.nan):
+        with pytest.raises(DatasetError, match="finite"):
+            Dataset.from_arrays(x, np.full((2, 10), bad), digits, "mean_squared_error")
+
+
+def test_float_samples_are_quantised_in_little_memory(digits: Model) -> None:
+    x = np.random.default_rng(5).uniform(-0.02, 1.02, (4013, 784)).astype(np.float32)
+    entry = digits.tensors[digits.entry]
+    tracemalloc.start()
+    made = Dataset.from_arrays(x, np.zeros(len(x), int), digits).inputs
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < made.nbytes + (4 << 20)
+    steps = np.rint(x.astype(np.float64) / entry.scale) + entry.zero_point
+    np.testing.assert_array_equal(made.reshape(x.shape), np.clip(steps, -128, 127).astype(np.int8))
+    x[-1, -1] = np.nan
+    with pytest.raises(DatasetError, match="NaN"):
+        Dataset.from_arrays(x, np.zeros(len(x), int), digits)
+
+
+def test_small_batches_calibrate_as_one_large_one_does(
+    digits: Model, digits_train: Dataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where the arithmetic that is tried first is wrong in samples of a later batch only."""
+    usual = WeightedLayer.arithmetics
+    monkeypatch.setattr(WeightedLayer, "arithmetics", lambda layer: usual(layer)[::-1])
+    chosen: dict[int, list[Arithmetic]] = {}
+    choose = WeightedLayer.choose
+
+    def note(layer: WeightedLayer, arithmetic: Arithmetic) -> None:
+        chosen.setdefault(layer.operator.index, []).append(arithmetic)
+        choose(layer, arithmetic)
+
+    monkeypatch.setattr(WeightedLayer, "choose", note)
+    last = []
+    for batch in (1, 5, 16):
+        chosen.clear()
+        tail = Tail(digits, _numbers(digits, "all"))
+        calibrate(tail, digits, digits_train.inputs, batch=batch)
+        last.append({index: each[-1] for index, each in chosen.items()})
+    assert last[0] == last[1] == last[2]
+    assert max(map(len, chosen.values())) > 2, "some layer had to try a second one"
 
 
 def test_more_samples_than_allowed_are_drawn_by_the_seed(
