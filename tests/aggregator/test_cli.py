@@ -56,7 +56,7 @@ def test_a_pull_past_the_start_is_refused(
     code, _, err = call(capsys, *arguments)
     assert code == ExitCode.CONFIG
     assert "must stay below 1" in err
-    task = make_task(Policy())
+    task = make_task(Policy(cohort=1, minimum=1))
     pulled = replace(task.plan, proximal=1.0 / task.plan.learning_rate)
     with pytest.raises(ConfigError, match="must stay below 1"):
         replace(task, plan=pulled)
