@@ -8,9 +8,13 @@ BENCH := .venv-bench
 RUN := $(VENV)/bin
 SOURCES := $(shell find client aggregator demo -name '*.py' -o -name '*.cddl' -o -name '*.tflite' -o -name '*.npz')
 ARGS ?=
+BOARD ?=
+RELEASE ?= wrynose
+IMAGE ?=
+DEVICE ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-benchmarks lint bench-accuracy bench-trainer clean
+.PHONY: help demo test test-benchmarks lint bench-accuracy bench-trainer image flash clean
 
 help: ## Show what there is to make
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-16s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -39,6 +43,12 @@ bench-accuracy: $(BENCH)/done ## int8 against float32 federated learning, side b
 
 bench-trainer: $(BENCH)/done ## Speed and memory of training against PyTorch and TFLite's own training
 	@$(BENCH)/bin/python -m tests.benchmarks.trainer $(ARGS)
+
+image: ## Build an image with BitBake: BOARD=raspberrypi5 [RELEASE=scarthgap] [IMAGE=dev|aggregator]
+	@$(PYTHON) recipes/build.py "$(BOARD)" "$(RELEASE)" "$(IMAGE)"
+
+flash: ## Write it to a card or disk: BOARD=raspberrypi5 DEVICE=/dev/sdX
+	@$(PYTHON) recipes/flash.py "$(BOARD)" "$(DEVICE)"
 
 clean: ## Remove what was built, the virtual environments too
 	rm -rf build dist *.egg-info $(VENV) $(OTHER) $(BENCH)

@@ -1,0 +1,3 @@
+# SPDX-License-Identifier: MIT
+# The Raspberry Pi's kernel has the memory controller switched off.
+CMDLINE:append = "${@bb.utils.contains('DISTRO_FEATURES', 'fedlearn', ' cgroup_enable=memory', '', d)}"
