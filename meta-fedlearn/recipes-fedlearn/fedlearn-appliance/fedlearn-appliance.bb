@@ -37,7 +37,7 @@ do_install() {
 
     for name in ${PERSISTENT}; do
         # Wanted, not required: without its data partition a device still boots.
-        # A mount unit is named by its path, with - as \\x2d.
+        # A mount unit is named by its path, with - as \x2d.
         unit=$(echo "var-lib-$(echo $name | sed 's/-/\\x2d/g').mount")
         sed "s/@NAME@/$name/g" ${UNPACKDIR}/persistent.mount.in > "${D}${systemd_system_unitdir}/$unit"
         install -d ${D}${systemd_system_unitdir}/local-fs.target.wants
