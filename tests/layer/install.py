@@ -2,7 +2,7 @@
 """Runs a recipe's own do_install without BitBake, and parts the files into its packages.
 
 What is pruned, renamed or generated is therefore what the recipe says, not a copy of it. Compiled
-Python is measured with the bytecode of this Python, which differs from the release's by some percent.
+Python is measured with the bytecode of this Python, some percent off the release's.
 """
 
 from __future__ import annotations
@@ -140,8 +140,8 @@ def scripts(known: dict[str, str], points: dict[str, str]) -> None:
 def install(recipe: Recipe, target: Target, work: Path, *, wheel: bool = True) -> Path:
     """Install a recipe and return the folder that holds its files, as ${D}.
 
-    Without `wheel` a Python project gets its commands alone: enough for what units need, and it wants
-    no registry.
+    Without `wheel` a Python project gets its commands alone: enough for what units need, and
+    no registry is asked.
     """
     known = variables(recipe, target, work)
     (work / "image").mkdir(parents=True)

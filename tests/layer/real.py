@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """The layer in the real BitBake: `make layer-check OE=<folder>`.
 
-The folder has the checkouts bitbake, openembedded-core, meta-openembedded and meta-raspberrypi of one
-release, or one such folder a release. For each: every recipe with yocto-check-layer's QA class, the
-whole dependency chain of the images for three boards, and yocto-check-layer itself. The settings are
-those of the kas files. Nothing is built or downloaded; logs are in build/layer-check/.
+The folder has the checkouts bitbake, openembedded-core, meta-openembedded and meta-raspberrypi of
+one release, or one such folder a release. For each: every recipe with yocto-check-layer's QA class,
+the whole dependency chain of the images for three boards, and yocto-check-layer itself. The
+settings are those of the kas files. Nothing is built or downloaded; logs are in build/layer-check/.
 """
 
 from __future__ import annotations
@@ -240,7 +240,15 @@ def check_recipes(runner: Runner, release: Release) -> Iterator[Result]:
     configure(build, release, folder, build.layers(release.path))
     inherit = {"INHERIT": "yocto-check-layer"}
     bad = runner.run(
-        "recipes", "control", release, folder, "bitbake", "-e", "-b", str(control(folder)), **inherit
+        "recipes",
+        "control",
+        release,
+        folder,
+        "bitbake",
+        "-e",
+        "-b",
+        str(control(folder)),
+        **inherit,
     )
     seen = any("network enabled" in line for line in bad.problems)
     print(f"    which is what the control must do: {'yes' if seen else 'NO'}", flush=True)

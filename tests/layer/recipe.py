@@ -19,7 +19,9 @@ ASSIGNMENT = re.compile(
     r"(?P<operator>\?\?=|\?=|:=|\+=|=\+|\.=|=)\s*\"(?P<value>.*)\"\s*$",
     re.S,
 )
-FUNCTION = re.compile(r"^(?P<name>do_[a-z]+)(?P<append>:append)?\(\) \{\n(?P<body>.*?)^\}$", re.M | re.S)
+FUNCTION = re.compile(
+    r"^(?P<name>do_[a-z]+)(?P<append>:append)?\(\) \{\n(?P<body>.*?)^\}$", re.M | re.S
+)
 
 # bitbake.conf's folders, for a 64-bit target with a merged /usr.
 FOLDERS = {
@@ -73,9 +75,7 @@ class Recipe:
             **more,
         }
         for _ in range(20):
-            new = re.sub(
-                r"\$\{([A-Za-z_][A-Za-z0-9_]*)\}", lambda m: known.get(m[1], m[0]), text
-            )
+            new = re.sub(r"\$\{([A-Za-z_][A-Za-z0-9_]*)\}", lambda m: known.get(m[1], m[0]), text)
             if new == text:
                 return text
             text = new
@@ -128,8 +128,8 @@ def read(path: Path) -> Recipe:
         required = path.parent / name
         if required.is_file():
             text = required.read_text("utf-8") + text
-    for match in FUNCTION.finditer(text):
-        recipe.functions[match["name"]] = recipe.functions.get(match["name"], "") + match["body"]
+    for found in FUNCTION.finditer(text):
+        recipe.functions[found["name"]] = recipe.functions.get(found["name"], "") + found["body"]
     for line in logical_lines(FUNCTION.sub("", text)):
         if line.startswith("inherit "):
             recipe.inherits |= set(line.split()[1:])

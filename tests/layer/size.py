@@ -42,9 +42,7 @@ def sizes(release: str, machine: str = "aarch64") -> Iterator[Size]:
                 continue  # images and package groups have no files
             image = install(recipe, target, Path(folder) / recipe.name)
             for package, paths in part(recipe, target, image).items():
-                yield Size(
-                    release, package, len(paths), size_bytes(paths), blocks_bytes(paths)
-                )
+                yield Size(release, package, len(paths), size_bytes(paths), blocks_bytes(paths))
 
 
 def table(found: list[Size]) -> str:

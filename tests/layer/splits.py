@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Which package of OE-core's python3 holds a module that our code imports.
 
-The table is ours and as long as our list of imports. Where OE-core is at hand (`OE=`), a test compares
-it with the python3-manifest.json of the release.
+The table is ours and as long as our list of imports. Where OE-core is at hand (`OE=`), a test
+compares it with the python3-manifest.json of the release.
 """
 
 from __future__ import annotations
@@ -16,13 +16,12 @@ from collections.abc import Iterable
 from pathlib import Path
 
 # python3-core, and what is built into the interpreter.
-CORE = frozenset(
-    """
-    __future__ abc argparse collections contextlib dataclasses enum errno functools heapq importlib
-    ipaddress itertools math operator os pathlib platform re select signal stat struct subprocess sys
-    threading time types typing urllib warnings zlib
-    """.split()
-)
+CORE = {
+    *("__future__", "abc", "argparse", "collections", "contextlib", "dataclasses", "enum", "errno"),
+    *("functools", "heapq", "importlib", "ipaddress", "itertools", "math", "operator", "os"),
+    *("pathlib", "platform", "re", "select", "signal", "stat", "struct", "subprocess", "sys"),
+    *("threading", "time", "types", "typing", "urllib", "warnings", "zlib"),
+}
 SPLITS = {
     "asyncio": "asyncio",
     "concurrent.futures": "asyncio",

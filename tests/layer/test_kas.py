@@ -65,7 +65,9 @@ def test_every_combination_is_valid_and_pinned(
     # Repositories without an address are this one.
     assert [name for name, repo in build.repos.items() if not repo.get("url")] == ["fedlearn"]
     branches = {
-        repo["branch"] for name, repo in build.repos.items() if repo.get("url") and name != "bitbake"
+        repo["branch"]
+        for name, repo in build.repos.items()
+        if repo.get("url") and name != "bitbake"
     }
     assert branches == {release}
 

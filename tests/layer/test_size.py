@@ -25,9 +25,7 @@ def measured() -> list[Size]:
 
 
 @pytest.mark.slow
-def test_the_packages_are_small(
-    measured: list[Size], capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_the_packages_are_small(measured: list[Size], capsys: pytest.CaptureFixture[str]) -> None:
     with capsys.disabled():
         print(f"\n{table(measured)}")
     write(measured, JSON)

@@ -64,7 +64,14 @@ def services(root: Path) -> list[str]:
 
 def verify(root: Path, *units: str) -> tuple[int, str]:
     done = subprocess.run(
-        ["systemd-analyze", "verify", "--man=no", "--recursive-errors=no", f"--root={root}", *units],
+        [
+            "systemd-analyze",
+            "verify",
+            "--man=no",
+            "--recursive-errors=no",
+            f"--root={root}",
+            *units,
+        ],
         capture_output=True,
         text=True,
         check=False,
@@ -73,9 +80,9 @@ def verify(root: Path, *units: str) -> tuple[int, str]:
 
 
 def exposure(root: Path, unit: str, threshold: int) -> tuple[int, str]:
+    options = ("--offline=yes", "--no-pager", f"--threshold={threshold}", f"--root={root}")
     done = subprocess.run(
-        ["systemd-analyze", "security", "--offline=yes", "--no-pager", f"--threshold={threshold}"]
-        + [f"--root={root}", unit],
+        ["systemd-analyze", "security", *options, unit],
         capture_output=True,
         text=True,
         check=False,

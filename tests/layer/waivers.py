@@ -30,7 +30,9 @@ WAIVERS = (
     Waiver("oelint.var.mandatoryvar.HOMEPAGE", "fedlearn*.bb", "it has a repository, no home page"),
     Waiver("oelint.var.bbclassextend", "*", "nothing of it is of use at build time"),
     Waiver("oelint.vars.multilineident", "*", "four spaces, as OE-core indents today"),
-    Waiver("oelint.file.underscores", "fedlearn-*.bb", "no upstream, hence no version of their own"),
+    Waiver(
+        "oelint.file.underscores", "fedlearn-*.bb", "no upstream, hence no version of their own"
+    ),
     Waiver("oelint.var.licenseremotefile", "fedlearn-*.bb", "as above: OE-core's copy is the text"),
     Waiver("oelint.var.filesoverride", "*", "packages of our own, which have no FILES yet"),
     Waiver("oelint.var.order.SUMMARY", "*", "the SUMMARY of a further package stands beside it"),
