@@ -20,6 +20,7 @@ from fedlearn import log
 from fedlearn.durable import write_durably
 from fedlearn.errors import ConfigError, ExitCode, FedlearnError
 from fedlearn.model import Model
+from fedlearn.notify import Notifier
 from fedlearn.plan_arguments import plan_of
 from fedlearn.text import clean
 from fedlearn.trainer.budget import choose
@@ -148,6 +149,7 @@ def _serve(options: argparse.Namespace) -> int:
             exit_when_done=options.exit_when_done,
         ),
         announce=lambda url: print(f"listening on {url}", flush=True),
+        notifier=Notifier.take(),
     )
     return asyncio.run(serving)
 

@@ -2,9 +2,10 @@
 """Scales for the next model, from what the devices measured.
 
 Ranges come from peers, so none is believed alone: for each activation the devices' values are
-sorted, and the one at three quarters decides. Devices that are a quarter or less of a round cannot
-push it beyond what an honest one measured, and how far it can move in a round is bounded
-(`fedlearn.model.fit`). Sorting makes the result the same in every order of arrival.
+sorted, and the one at three quarters decides, or a lower one where some do not report it. Devices
+that are a quarter or less of a round cannot push it beyond what an honest one measured, and how far
+it can move in a round is bounded (`fedlearn.model.fit`). Sorting makes the result the same in every
+order of arrival.
 """
 
 from __future__ import annotations
@@ -31,24 +32,28 @@ DECIDING = 0.75
 def merge(reports: Collection[Report]) -> tuple[ActivationRange, ...]:
     """One range for each activation that more than half of the updates report."""
     claims: dict[int, list[ActivationRange]] = {}
+    # Whoever lies may be among the few that report a range: a quarter of all is tolerated there,
+    # too. As these are more than half of all, one is always left to decide.
+    tolerated = len(reports) // 4
     for report in reports:
         for each in report:
             claims.setdefault(each.index, []).append(each)
     return tuple(
         ActivationRange(
             index,
-            low=-_deciding([-each.low for each in found]),
-            high=_deciding([each.high for each in found]),
-            clipped=_deciding([each.clipped for each in found]),
+            low=-_deciding([-each.low for each in found], tolerated),
+            high=_deciding([each.high for each in found], tolerated),
+            clipped=_deciding([each.clipped for each in found], tolerated),
         )
         for index, found in sorted(claims.items())
         if 2 * len(found) > len(reports)
     )
 
 
-def _deciding(values: list[float]) -> float:
+def _deciding(values: list[float], tolerated: int) -> float:
+    last = len(values) - 1
     # Adding zero makes one of the two zeros, whichever came first.
-    return sorted(values)[int(DECIDING * (len(values) - 1))] + 0.0
+    return sorted(values)[min(int(DECIDING * last), last - tolerated)] + 0.0
 
 
 def fit(

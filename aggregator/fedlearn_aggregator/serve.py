@@ -25,6 +25,7 @@ from fedlearn.agent.endpoint import Endpoint, refuse_plaintext_beyond_loopback
 from fedlearn.dataset import Dataset
 from fedlearn.durable import write_durably
 from fedlearn.errors import ConfigError, ExitCode, NetworkError
+from fedlearn.notify import Notifier
 from fedlearn_aggregator import schema
 from fedlearn_aggregator.advertise import advertised
 from fedlearn_aggregator.checkins import HOLD_S
@@ -38,6 +39,8 @@ SERVE_FILE = "serve.json"
 # Each device that waits holds a connection, and a fleet comes back all at once after a restart.
 OPEN_FILES = 8192
 BACKLOG = 1024
+# What `systemctl status` shows is at most so old.
+STATUS_EVERY_S = 5.0
 
 _log = logging.getLogger(__name__)
 
@@ -58,12 +61,15 @@ class ServeOptions:
     hold_s: float = HOLD_S
 
 
-async def serve(options: ServeOptions, announce: Callable[[str], None]) -> ExitCode:
+async def serve(
+    options: ServeOptions, announce: Callable[[str], None], notifier: Notifier | None = None
+) -> ExitCode:
     """Serve until SIGINT, SIGTERM or, if asked for, the end of the task.
 
     `announce` gets the URL once requests are taken. Raises ConfigError, NetworkError or
     StorageError when serving cannot begin.
     """
+    notifier = notifier or Notifier()
     context = tls_context(options)
     host = await _address(options.host, tls=context is not None)
     stop = _stop_on_signals()
@@ -98,11 +104,32 @@ async def serve(options: ServeOptions, announce: Callable[[str], None]) -> ExitC
             )
         stack.callback(server.stop)
         announce(url)
+        # The store is open, its round goes on, and requests are taken.
+        notifier.ready()
+        stack.callback(notifier.stopping)
+        await stack.enter_async_context(_running(_tell(notifier, coordinator)))
         _log.info("round %d is %s", coordinator.round.number, coordinator.round.state)
         rounds = await stack.enter_async_context(_running(coordinator.run()))
         broken = asyncio.wrap_future(writer.broken)
         ended = _until_done(rounds, stop, broken, evaluator, forever=not options.exit_when_done)
         return await ended
+
+
+async def _tell(notifier: Notifier, coordinator: Coordinator) -> None:
+    """Show how the rounds go, and that the event loop goes round."""
+    while True:
+        if notifier.watchdog_s is not None:
+            notifier.alive()
+        notifier.status(_headline(coordinator))
+        await asyncio.sleep(min(notifier.watchdog_s or STATUS_EVERY_S, STATUS_EVERY_S))
+
+
+def _headline(coordinator: Coordinator) -> str:
+    current = coordinator.round
+    if coordinator.finished:
+        return "the task is finished"
+    line = f"round {current.number} is {current.state}: {len(current.updates)} updates"
+    return f"{line}; {coordinator.trouble}" if coordinator.trouble else line
 
 
 async def _until_done(

@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from fedlearn.errors import ConfigError
-from fedlearn.wire.messages import NAME, Limits, TrainableTensor, TrainingPlan
+from fedlearn.wire.messages import NAME, OVERSHOOTS, Limits, TrainableTensor, TrainingPlan
 from fedlearn_aggregator.aggregation import MAX_SAMPLES
 from fedlearn_aggregator.optimizers import OptimizerName, OptimizerSettings
 from fedlearn_aggregator.rounds import Policy
@@ -57,6 +57,7 @@ class Task:
             (self.plan.epochs >= 1, "epochs must be at least 1"),
             (self.plan.batch_size >= 1, "batch size must be at least 1"),
             (0 < self.plan.learning_rate < math.inf, "learning rate must be above 0"),
+            (not self.plan.overshoots, OVERSHOOTS),
             (1 <= self.limits.samples <= MAX_SAMPLES, f"samples must be 1 to {MAX_SAMPLES}"),
             (0 <= self.seed < 2**64, "the seed must be an unsigned 64-bit number"),
             (self.keep_models >= 1 and self.keep_updates >= 0, "at least one model is kept"),

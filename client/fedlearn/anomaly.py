@@ -8,10 +8,12 @@ not have been trained on.
 
 from __future__ import annotations
 
+from math import prod
+
 import numpy as np
 from numpy.typing import NDArray
 
-from fedlearn.errors import DatasetError
+from fedlearn.errors import DatasetError, ModelError
 from fedlearn.evaluation import real_outputs, squared_errors
 from fedlearn.model import Model
 
@@ -19,6 +21,16 @@ from fedlearn.model import Model
 QUANTILE = 0.995
 # Fewer than this many normal samples lie above a quantile by chance alone.
 _LEAST_BEYOND = 1.0
+
+
+def require_autoencoder(model: Model, name: str) -> None:
+    """Raise ModelError unless the model gives back as many values as it takes."""
+    takes, gives = (prod(model.tensors[at].shape[1:]) for at in (model.entry, model.exit))
+    if takes != gives:
+        raise ModelError(
+            f"{name} is no autoencoder: it takes {takes} values and gives {gives}",
+            hint="scores are errors of reconstruction; `fedlearn model evaluate` judges others",
+        )
 
 
 def anomaly_scores(model: Model, inputs: NDArray[np.int8], threads: int = 1) -> NDArray[np.float64]:

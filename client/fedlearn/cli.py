@@ -18,7 +18,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from fedlearn.config import DEFAULT_PATH, Config, keys, load_config
+from fedlearn.config import DEFAULT_PATH, Config, PolicyConfig, keys, load_config
 from fedlearn.errors import DatasetError, ExitCode, FedlearnError
 from fedlearn.log import LEVELS, setup
 from fedlearn.plan_arguments import add_plan, add_what_is_trained, plan_of, real, whole
@@ -211,11 +211,13 @@ def _agent(options: argparse.Namespace) -> int:
         return ExitCode.OK
     from fedlearn.agent.agent import Agent
     from fedlearn.agent.stop import StopSignal
+    from fedlearn.notify import Notifier
 
     setup(options.log_level)
+    notifier = Notifier.take()
     stop = StopSignal()
     stop.install()
-    Agent(config, stop).run()
+    Agent(config, stop, notifier=notifier).run()
     return ExitCode.INTERRUPTED if stop.signal == signal.SIGINT else ExitCode.OK
 
 
@@ -238,10 +240,16 @@ def _meaning(config: Config) -> str:
         f"data        {shown}",
         f"training    threads: {config.training.threads}; the trainer process ends "
         f"{config.training.linger_s:g} s after a job",
+        f"policy      {_limits(config.policy)}",
         f"state       {config.device.state_dir}",
         f"status      {config.device.runtime_dir}/status.json",
     ]
     return "\n".join(lines)
+
+
+def _limits(policy: PolicyConfig) -> str:
+    set_ = {name: value for name, value in asdict(policy).items() if value not in (None, False)}
+    return ", ".join(f"{name} {value}" for name, value in set_.items()) or "no limits"
 
 
 def _status(options: argparse.Namespace) -> int:
@@ -283,11 +291,12 @@ def _evaluate(options: argparse.Namespace) -> int:
 
 
 def _score(options: argparse.Namespace) -> int:
-    from fedlearn.anomaly import anomaly_scores, anomaly_threshold
+    from fedlearn.anomaly import anomaly_scores, anomaly_threshold, require_autoencoder
     from fedlearn.dataset import Dataset
     from fedlearn.trainer.local import read_model
 
     model = read_model(options.model)
+    require_autoencoder(model, options.model.name)
     scores = anomaly_scores(model, Dataset.load_inputs(options.data, model))
     normal = scores
     if options.normal is not None:

@@ -96,6 +96,56 @@ class TrainingConfig:
     ] = 0
 
 
+class TimeWindow(Pattern):
+    """Two times of a day."""
+
+    def allows(self, value: str) -> bool:
+        """Whether they are times, and not the same: that would be always, or never."""
+        start, _, end = value.partition("-")
+        return Pattern.allows(self, value) and start != end
+
+    def __str__(self) -> str:
+        return "two different times of day, such as 22:00-06:00"
+
+
+_TIME = "([01][0-9]|2[0-3]):[0-5][0-9]"
+
+
+@dataclass(frozen=True, slots=True)
+class PolicyConfig:
+    """`[policy]`: when this device trains. What is left out is no limit."""
+
+    on_mains_only: Annotated[bool, "train only while the board is on mains"] = False
+    min_battery_percent: Annotated[
+        float | None, "train only with so much charge in the battery", Range(1, 100)
+    ] = None
+    max_temperature_c: Annotated[
+        float | None, "train only while no thermal zone is hotter", Range(1, 150)
+    ] = None
+    max_load_per_core: Annotated[
+        float | None,
+        "train only while the load average of other programs (1 min), divided by the number of "
+        "cores, is not higher",
+        Range(0.01, 100),
+    ] = None
+    max_memory_pressure_percent: Annotated[
+        float | None,
+        "train only while programs waited for memory for no larger share of the last 10 s "
+        "(some avg10 in /proc/pressure/memory)",
+        Range(0.1, 100),
+    ] = None
+    min_available_memory_kib: Annotated[
+        int | None,
+        "begin to train only with so many KiB of memory available (MemAvailable)",
+        Range(1, 2**31),
+    ] = None
+    window: Annotated[
+        str | None,
+        'train only between two times of day, local time, such as "22:00-06:00"',
+        TimeWindow(f"{_TIME}-{_TIME}"),
+    ] = None
+
+
 @dataclass(frozen=True, slots=True)
 class Config:
     """All of the configuration."""
@@ -104,6 +154,7 @@ class Config:
     data: DataConfig
     device: DeviceConfig = field(default_factory=DeviceConfig)
     training: TrainingConfig = TrainingConfig()
+    policy: PolicyConfig = PolicyConfig()
 
 
 def load_config(path: Path) -> Config:

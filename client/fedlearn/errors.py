@@ -83,6 +83,17 @@ class TrainerError(FedlearnError):
     """The trainer process failed or died."""
 
 
+class TrainerMemoryError(TrainerError):
+    """It failed or died because it took too much memory.
+
+    `need_kib` is what it had taken beside the program itself; 0 if that is not known.
+    """
+
+    def __init__(self, message: str, *, hint: str = "", need_kib: int = 0) -> None:
+        super().__init__(message, hint=hint)
+        self.need_kib = need_kib
+
+
 class ProtocolError(FedlearnError):
     """A peer sent something that is wrong; `status` is the HTTP status that says so.
 

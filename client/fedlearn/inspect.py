@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fedlearn.errors import ModelError
+from fedlearn.errors import ModelError, TrainerError
 from fedlearn.model import Model, Operator
 from fedlearn.saturation import Saturation, saturation
 from fedlearn.trainer.budget import measure
@@ -153,7 +153,8 @@ def _cuts(model: Model, batch_size: int) -> tuple[tuple[CutReport, ...], str | N
             cuts.append(_cut(model, layers, batch_size, names))
         if most < count:
             trainable_tensors(model, "all")
-    except ModelError as error:
+    # The latter where this machine's runtime computes what the trainer does not.
+    except (ModelError, TrainerError) as error:
         return tuple(cuts), str(error)
     return tuple(cuts), None if count else "the model has no layer with weights"
 

@@ -54,9 +54,13 @@ class TrainJob:
 
 @dataclass(frozen=True, slots=True)
 class Progress:
-    """A sign of life during a `TrainJob`: the share of it that is done, 0..1."""
+    """A sign of life during a `TrainJob`: the share of it that is done, 0..1.
+
+    The first one comes before the training, with the bytes that the program itself takes.
+    """
 
     done: float
+    rss_bytes: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,6 +81,7 @@ class Failed:
 
     error: str
     hint: str
+    out_of_memory: bool = False
 
 
 JobMessage = PatchJob | TrainJob | Progress | Done | Failed

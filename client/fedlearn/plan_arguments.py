@@ -7,7 +7,14 @@ import argparse
 from collections.abc import Callable
 
 from fedlearn.errors import ConfigError
-from fedlearn.wire.messages import LOSSES, SCHEDULES, TAILS, TrainingPlan
+from fedlearn.wire.messages import (
+    LOSSES,
+    OVERSHOOTS,
+    OVERSHOOTS_HINT,
+    SCHEDULES,
+    TAILS,
+    TrainingPlan,
+)
 
 
 def whole(least: int, most: int = 2**63 - 1) -> Callable[[str], int]:
@@ -154,7 +161,7 @@ def plan_of(options: argparse.Namespace) -> TrainingPlan:
         raise ConfigError(
             "to stop early takes samples to validate with", hint="give --validation 0.1, say"
         )
-    return TrainingPlan(
+    plan = TrainingPlan(
         loss=options.loss,
         epochs=options.epochs,
         batch_size=options.batch_size,
@@ -169,3 +176,6 @@ def plan_of(options: argparse.Namespace) -> TrainingPlan:
         fraction_bits=options.fraction_bits,
         errors=options.errors,
     )
+    if plan.overshoots:
+        raise ConfigError(OVERSHOOTS, hint=OVERSHOOTS_HINT)
+    return plan

@@ -57,10 +57,14 @@ def saturation(model: Model, inputs: NDArray[np.int8]) -> tuple[Saturation, ...]
         op
         for op in depending(model, range(len(model.operators)))
         if op.name not in _MOVERS
+        # The QUANTIZE of a float32 input makes what comes in, not what the model makes of it.
+        and op.index != model.edges.quantize
         and len(op.outputs) == 1
         and model.tensors[op.outputs[0]].dtype == "int8"
         and len(model.tensors[op.outputs[0]].scales) == 1
     ]
+    if not operators:
+        return ()
     made = Session(model.cut([op.outputs[0] for op in operators])).run_all(inputs[:SAMPLES])
     return tuple(
         _look(model, operator, values) for operator, values in zip(operators, made, strict=True)

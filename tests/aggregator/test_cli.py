@@ -10,6 +10,7 @@ import subprocess
 import threading
 import time
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -17,11 +18,13 @@ import numpy as np
 import pytest
 import tflite
 
-from fedlearn.errors import ExitCode
+from fedlearn.errors import ConfigError, ExitCode
 from fedlearn_aggregator import cli
 from fedlearn_aggregator.checkins import HOLD_S
+from fedlearn_aggregator.rounds import Policy
 from tests.aggregator.devices import MODEL_PATH, TASK, Device, start_model
 from tests.aggregator.process import COMMAND, init, run, serve
+from tests.aggregator.service import make_task
 from tests.client import networks
 from tests.client.agent.certificates import make_authority
 
@@ -44,6 +47,19 @@ def init_arguments(data_dir: Path, *others: str) -> list[str]:
         str(MODEL_PATH),
         *others,
     ]
+
+
+def test_a_pull_past_the_start_is_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = init_arguments(tmp_path, "--learning-rate", "0.5", "--proximal", "2")
+    code, _, err = call(capsys, *arguments)
+    assert code == ExitCode.CONFIG
+    assert "must stay below 1" in err
+    task = make_task(Policy(cohort=1, minimum=1))
+    pulled = replace(task.plan, proximal=1.0 / task.plan.learning_rate)
+    with pytest.raises(ConfigError, match="must stay below 1"):
+        replace(task, plan=pulled)
 
 
 def test_init_tells_what_will_be_trained(
@@ -73,6 +89,7 @@ def test_init_destroys_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str
         (["--minimum", "11"], ExitCode.CONFIG, "minimum"),
         (["--learning-rate", "nan"], ExitCode.USAGE, "learning-rate"),
         (["--patience", "2"], ExitCode.CONFIG, "--validation"),
+        (["--class-weights", "1,2"], ExitCode.CONFIG, "2 class weights, the model has 10 classes"),
         (["--budget-kib", "3"], ExitCode.FAILURE, "the least needs"),
         (["--server-learning-rate", "-1"], ExitCode.CONFIG, "server learning rate"),
         (["--model", "/nowhere.tflite"], ExitCode.NO_INPUT, "nowhere"),

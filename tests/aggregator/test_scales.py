@@ -65,6 +65,19 @@ def test_a_quarter_of_the_devices_moves_nothing_beyond_the_honest() -> None:
             assert merged[0].high > HIGH * 1e6
 
 
+def test_a_quarter_decides_nothing_where_others_do_not_report() -> None:
+    """Eight updates of which five report a range, two of them hostile."""
+    honest = [(claim(reach),) for reach in (1.0, 1.1, 1.2)]
+    for silent in (3, 0):
+        merged = scales.merge([*honest, *[()] * silent, *[(claim(1e30, 1.0),)] * 2])
+        if silent:
+            assert merged[0].high <= HIGH * 1.2
+            assert merged[0].low >= LOW * 1.2
+            assert merged[0].clipped == 0.5
+        else:  # the control: of five updates, two are more than a quarter
+            assert merged[0].high > HIGH * 1e6
+
+
 def test_what_only_a_minority_measured_is_ignored() -> None:
     assert scales.merge([(claim(2.0),), (), ()]) == ()
     assert len(scales.merge([(claim(2.0),), (claim(2.0),), ()])) == 1

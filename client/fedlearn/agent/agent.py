@@ -10,16 +10,20 @@ import random
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
+from fedlearn.agent import permission, sensors
 from fedlearn.agent.aggregators import Aggregators
+from fedlearn.agent.allowance import after_death, kind_of
 from fedlearn.agent.connection import Connection
 from fedlearn.agent.download import download_model
 from fedlearn.agent.endpoint import Endpoint
 from fedlearn.agent.machine import INITIAL, Backoff, Event, State, next_state
+from fedlearn.agent.permission import Forbidden, Permission
 from fedlearn.agent.search import SEARCHER
 from fedlearn.agent.state import Memory, StateDirectory
-from fedlearn.agent.status import Status, process_age_s, rss_bytes, write_status
+from fedlearn.agent.status import Status, headline, process_age_s, rss_bytes, write_status
 from fedlearn.agent.stop import Stopped, StopSignal
 from fedlearn.agent.trainer_process import WORKER, TrainerProcess
 from fedlearn.agent.transport import Delivery, RefusedError, check_in, confirm_task, send_update
@@ -31,8 +35,10 @@ from fedlearn.errors import (
     ProtocolError,
     StorageError,
     TrainerError,
+    TrainerMemoryError,
 )
-from fedlearn.jobs import PatchJob, TrainJob
+from fedlearn.jobs import Done, PatchJob, TrainJob
+from fedlearn.notify import Notifier
 from fedlearn.text import clean
 from fedlearn.wire.messages import CheckIn, TrainingFailure, TrainOrder
 
@@ -49,7 +55,10 @@ logger = logging.getLogger(__name__)
 
 
 class Agent:
-    """One device of one task. `run` returns when a stop is requested."""
+    """One device of one task. `run` returns when a stop is requested.
+
+    `root` is where sysfs and procfs are, for the policy.
+    """
 
     def __init__(
         self,
@@ -59,6 +68,8 @@ class Agent:
         worker: Sequence[str] = WORKER,
         searcher: Sequence[str] = SEARCHER,
         uniform: Callable[[float, float], float] = random.uniform,
+        notifier: Notifier | None = None,
+        root: Path = sensors.ROOT,
     ) -> None:
         self._config = config
         self._stop = stop
@@ -67,7 +78,9 @@ class Agent:
         self._aggregators = Aggregators(
             config.aggregator, stop, self._memory.aggregator, searcher=searcher
         )
-        self._trainer = TrainerProcess(config.training, stop, worker)
+        self._trainer = TrainerProcess(config.training, stop, worker, root)
+        self._permission = Permission(config.policy, config.training.threads, root)
+        self._notifier = notifier or Notifier()
         self._connection: Connection | None = None
         self._confirmed: Endpoint | None = None  # it has proved to be of this task
         # Two of a kind: a success on the network says nothing about the trainer.
@@ -78,6 +91,7 @@ class Agent:
         self._order: TrainOrder | None = None
         self._deadline = 0.0
         self._reason = self._idle_reason = ""
+        self._excuse = ""  # why a seat is given back, when that is no failure
         self._progress_shown = 0.0
         self._status_path = config.device.runtime_dir / "status.json"
         self._status = Status(
@@ -98,29 +112,42 @@ class Agent:
             State.GIVING_BACK: self._give_back,
             State.BACKING_OFF: self._back_off,
         }
-        stop.interrupts.append(self._interrupt)
 
     def run(self) -> None:
         """Take part in the task until a stop is requested."""
         runtime_dir = self._config.device.runtime_dir
         with storage_errors("create", runtime_dir):
             runtime_dir.mkdir(parents=True, exist_ok=True)
-        write_status(self._status_path, self._status)
+        self._publish()
         logger.info("%s joins task %s", self._status.device, self._status.task)
-        state = INITIAL
         try:
-            while state is not State.STOPPED:
-                event = self._step(state)
-                logger.debug("%s: %s", state.value, event.value)
-                state = next_state(state, event)
-                self._publish(state=state.value, reason=self._reason)
-                self._reason = ""
+            with self._watched():
+                self._run()
             logger.info("stopped")
         finally:
+            self._notifier.stopping()
             self._trainer.close()
             if self._connection is not None:
                 self._connection.close()
             self._state.close()
+
+    def _run(self) -> None:
+        state = INITIAL
+        # It has its directory and knows what it kept there, and from here on it takes requests to
+        # stop. An aggregator is none of it: the LAN may come up hours later.
+        self._notifier.ready()
+        while state is not State.STOPPED:
+            event = self._step(state)
+            logger.debug("%s: %s", state.value, event.value)
+            state = next_state(state, event)
+            self._publish(state=state.value, reason=self._reason)
+            self._reason = ""
+
+    def _watched(self) -> contextlib.AbstractContextManager[None]:
+        """Within it, systemd's watchdog is told that the loop goes round, as long as it does."""
+        if self._notifier.watchdog_s is None:
+            return contextlib.nullcontext()
+        return self._stop.every(self._notifier.watchdog_s, self._notifier.alive)
 
     def _step(self, state: State) -> Event:
         """Do what the state says; failures become events."""
@@ -129,6 +156,11 @@ class Agent:
             return self._steps[state]()
         except Stopped:
             return Event.STOP
+        except Forbidden:
+            self._reason = self._permission.verdict.reason
+            self._excuse = f"not now, by its policy: {self._reason}"
+            self._show_policy()
+            return Event.NOT_NOW
         except (NetworkError, ProtocolError) as error:
             self._note(error, self._network)
             self._confirmed = None
@@ -154,13 +186,15 @@ class Agent:
 
     def _check_in(self) -> Event:
         config = self._config
+        self._permission.demand()  # a device that may not train takes no seat
+        self._show_policy()
         config.data.check()
         reply = check_in(self._connected(), CheckIn(config.aggregator.task, config.device.name))
         self._note_answer()
         if isinstance(reply, TrainOrder):
             self._order = reply
             self._deadline = time.monotonic() + reply.deadline_s
-            self._idle_reason = ""
+            self._idle_reason = self._excuse = ""
             self._publish(round=reply.round, model=reply.model.hex())
             return Event.ORDERED
         self._network.reset()
@@ -172,15 +206,20 @@ class Agent:
         return Event.TOLD_TO_WAIT
 
     def _wait(self) -> Event:
-        self._trainer.wait(self._wait_s)
+        if self._permission.verdict.allows:
+            self._trainer.wait(self._wait_s)
+        while not self._permission.ask().allows:
+            self._show_policy(reason=self._permission.verdict.reason)
+            self._trainer.wait(permission.INTERVAL_S)
         self._reason = self._idle_reason  # it holds while the next check-in does
         return Event.DUE
 
     def _download(self) -> Event:
         order, models = self._ordered(), self._state.models
-        if not models.has(order.model):
-            self._get_model(order)
-            models.prune(order.model)
+        with self._stop.every(permission.INTERVAL_S, self._permission.demand):
+            if not models.has(order.model):
+                self._get_model(order)
+                models.prune(order.model)
         # Not already at the order: a model that never comes must not be asked for in a hot loop.
         self._network.reset()
         return Event.MODEL_READY
@@ -232,7 +271,10 @@ class Agent:
         return models.has(order.model)
 
     def _train(self) -> Event:
-        order = self._ordered()
+        order, config = self._ordered(), self._config.training
+        kind = kind_of(self._config.aggregator.task, order, config)
+        allowed_kib = self._memory.allowance.of(kind)
+        self._publish(memory_allowance_kib=allowed_kib)
         job = TrainJob(
             task=self._config.aggregator.task,
             device=self._config.device.name,
@@ -244,13 +286,15 @@ class Agent:
             tensors=order.tensors,
             plan=order.plan,
             max_samples=order.limits.samples,
-            budget_kib=self._config.training.memory_kib,
-            personal_epochs=self._config.training.personal_epochs,
+            budget_kib=allowed_kib or config.memory_kib,
+            personal_epochs=config.personal_epochs,
             personal_path=str(self._state.personal),
         )
-        done = self._trainer.run(
-            job, self._deadline, on_sent=self._note_first_training, on_progress=self._show_progress
-        )
+        try:
+            done = self._run_training(job)
+        except TrainerMemoryError as error:
+            self._allow_less(kind, job.budget_kib, error.need_kib)
+            raise
         self._publish(
             trainer_peak_rss_bytes=max(self._status.trainer_peak_rss_bytes, done.peak_rss_bytes),
             accuracy=done.accuracy,
@@ -270,6 +314,24 @@ class Agent:
         except StorageError as error:  # it can still be delivered, if the power stays on
             logger.warning("the update is in memory only: %s", error)
         return Event.TRAINED
+
+    def _run_training(self, job: TrainJob) -> Done:
+        """Train, as long as the policy allows it."""
+
+        def demand() -> None:
+            self._permission.demand(training=True)
+            self._show_policy()
+
+        try:
+            with self._stop.every(permission.INTERVAL_S, demand):
+                return self._trainer.run(
+                    job,
+                    self._deadline,
+                    on_sent=self._note_first_training,
+                    on_progress=self._show_progress,
+                )
+        finally:
+            self._permission.trained()
 
     def _upload(self) -> Event:
         assert self._pending is not None
@@ -312,11 +374,15 @@ class Agent:
 
     def _give_back(self) -> Event:
         config, order = self._config, self._ordered()
-        failure = TrainingFailure(order.round, clean(self._status.last_error))
+        excuse, self._excuse = self._excuse, ""
+        failure = TrainingFailure(order.round, clean(excuse or self._status.last_error))
         message = CheckIn(config.aggregator.task, config.device.name, failure)
         # Whatever comes back counts at the next check-in only: first this device backs off.
         with contextlib.suppress(NetworkError, ProtocolError):
             check_in(self._connected(), message, GIVE_BACK_TIMEOUT_S)
+        if excuse:
+            self._reason, self._wait_s = self._permission.verdict.reason, MIN_WAIT_S
+            return Event.NOT_NOW
         return Event.GIVEN_BACK
 
     def _back_off(self) -> Event:
@@ -342,11 +408,22 @@ class Agent:
         self._confirmed = endpoint
         self._aggregators.answered(endpoint)
         if not self._config.aggregator.url and self._memory.aggregator != str(endpoint):
-            self._memory = Memory(aggregator=str(endpoint))
-            try:
-                self._state.remember(self._memory)
-            except StorageError as error:
-                logger.warning("%s", error)
+            self._remember(replace(self._memory, aggregator=str(endpoint)))
+
+    def _remember(self, memory: Memory) -> None:
+        self._memory = memory
+        try:
+            self._state.remember(memory)
+        except StorageError as error:
+            logger.warning("%s", error)
+
+    def _allow_less(self, kind: str, budget_kib: int, need_kib: int) -> None:
+        """A training of this kind took more memory than there is: the next may need less."""
+        allowance = after_death(kind, budget_kib, need_kib)
+        if allowance is not None:
+            logger.warning("the next training may need %d KiB", allowance.kib)
+            self._remember(replace(self._memory, allowance=allowance))
+            self._publish(memory_allowance_kib=allowance.kib)
 
     def _load_pending(self) -> tuple[int, bytes] | None:
         found = self._state.pending()
@@ -375,10 +452,6 @@ class Agent:
         assert self._order is not None
         return self._order
 
-    def _interrupt(self) -> None:
-        if self._connection is not None:
-            self._connection.interrupt()
-
     def _note(self, error: FedlearnError, backoff: Backoff) -> None:
         """Log a failure, show it in the status, and choose who says how long to back off."""
         logger.warning("%s", error)
@@ -396,9 +469,16 @@ class Agent:
             self._progress_shown = now
             self._publish(reason=f"{done:.0%}")
 
+    def _show_policy(self, **changes: str) -> None:
+        """Show what the policy says, if that is news."""
+        now = {"policy": self._permission.verdict.checks, **changes}
+        if any(getattr(self._status, name) != value for name, value in now.items()):
+            self._publish(**now)
+
     def _publish(self, **changes: Any) -> None:
         self._status = replace(self._status, agent_rss_bytes=rss_bytes(), **changes)
         try:
             write_status(self._status_path, self._status)
         except StorageError as error:
             logger.warning("%s", error)
+        self._notifier.status(headline(self._status))

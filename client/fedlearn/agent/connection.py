@@ -2,19 +2,24 @@
 """One persistent HTTP/1.1 connection to the aggregator, over TLS 1.3.
 
 It opens itself when it is needed and once more when the aggregator has dropped it between two
-requests; all requests of the protocol may be repeated. A stop request ends whatever it waits for.
+requests; all requests of the protocol may be repeated. Its sockets never block: they wait in
+`StopSignal.wait`, as everything in the agent does.
 """
 
 from __future__ import annotations
 
 import contextlib
+import errno
+import functools
 import http.client
+import os
 import socket
 import ssl
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, TypeVar
 
 from fedlearn.agent.endpoint import Endpoint, refuse_plaintext_beyond_loopback
 from fedlearn.agent.stop import StopSignal
@@ -24,6 +29,8 @@ from fedlearn.version import VERSION
 
 CONNECT_TIMEOUT_S = 5.0  # the aggregator is on the LAN: a round trip takes milliseconds
 CHUNK_BYTES = 64 * 1024
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,16 +73,11 @@ class Connection:
 
     def __init__(self, endpoint: Endpoint, ca: Path | None, stop: StopSignal) -> None:
         self.endpoint = endpoint
-        self._stop = stop
         self._http = _Http(endpoint, tls_context(endpoint, ca), stop)
 
     def close(self) -> None:
         """Close the connection; the next request opens it again."""
         self._http.close()
-
-    def interrupt(self) -> None:
-        """End a request that is under way. Safe in a signal handler."""
-        self._http.interrupt()
 
     def request(
         self,
@@ -104,7 +106,8 @@ class Connection:
         """Send a request and give the response to read from within the `with` block.
 
         `timeout_s` bounds each wait for bytes. Raises `NetworkError`, `ProtocolError` for what is
-        no HTTP, or `Stopped`; and turns what the block meets while it reads into the same.
+        no HTTP, or what `StopSignal.wait` does; and turns what the block meets while it reads into
+        the same.
         """
         complete = False
         try:
@@ -114,10 +117,8 @@ class Connection:
                 response.close()
             complete = response.isclosed()
         except OSError as error:
-            self._stop.check()
             raise _network_error(self.endpoint, error) from error
         except http.client.HTTPException as error:
-            self._stop.check()
             text = clean(error) or type(error).__name__
             raise ProtocolError(f"{self.endpoint} answers with broken HTTP: {text}") from error
         finally:
@@ -135,23 +136,21 @@ class Connection:
         """Return the response once its headers are there."""
         everything = {"User-Agent": f"fedlearn/{VERSION}", **headers}
         while True:
-            self._stop.check()
             used_before = self._http.sock is not None
             try:
-                if not used_before:
-                    self._http.connect()
-                self._http.sock.settimeout(timeout_s)
+                self._http.be_patient(timeout_s)
                 self._http.request(method, path, body, everything)
                 return self._http.getresponse()
             except (ConnectionError, ssl.SSLEOFError, ssl.SSLZeroReturnError):
                 self._http.close()
-                self._stop.check()
                 if not used_before:
                     raise
 
 
 class _Http(http.client.HTTPConnection):
-    """`http.client`, with the sockets in our hands so that a signal handler can end each wait."""
+    """`http.client` on sockets that wait in our hands."""
+
+    sock: _PatientSocket | None
 
     def __init__(
         self, endpoint: Endpoint, context: ssl.SSLContext | None, stop: StopSignal
@@ -159,7 +158,15 @@ class _Http(http.client.HTTPConnection):
         super().__init__(endpoint.host, endpoint.port)
         self._context = context
         self._stop = stop
-        self._current: socket.socket | None = None
+        if context is not None:
+            context.sslsocket_class = _TlsSocket
+
+    def be_patient(self, timeout_s: float) -> None:
+        """Connect, if need be, and wait so long for the peer from now on."""
+        if self.sock is None:
+            self.connect()
+        assert self.sock is not None
+        self.sock.timeout_s = timeout_s
 
     def connect(self) -> None:
         """Connect to the first address that answers, and do the TLS handshake."""
@@ -169,39 +176,84 @@ class _Http(http.client.HTTPConnection):
         for at, (family, kind, protocol, _, address) in enumerate(found):
             if self._context is None:
                 refuse_plaintext_beyond_loopback(str(address[0]))
-            self._current = socket.socket(family, kind, protocol)
             try:
-                self._connect(self._current, address)
+                self._connect(_PatientSocket(family, kind, protocol), address)
                 return
             except OSError:
-                self._current.close()
+                self.close()
                 if at == len(found) - 1:
                     raise
+            except BaseException:
+                self.close()  # half a connection must not be taken for one
+                raise
 
-    def _connect(self, plain: socket.socket, address: object) -> None:
-        # The socket is known to `interrupt` before the flag is read: one of the two sees a stop.
-        self._stop.check()
-        plain.settimeout(CONNECT_TIMEOUT_S)
-        plain.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        plain.connect(address)  # type: ignore[arg-type]
+    def _connect(self, plain: _PatientSocket, address: object) -> None:
         self.sock = plain
+        plain.stop = self._stop
+        plain.setblocking(False)
+        plain.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        plain.connect(address)
         if self._context is not None:
             secured = self._context.wrap_socket(
                 plain, server_hostname=self.host, do_handshake_on_connect=False
             )
-            self.sock = self._current = secured
-            self._stop.check()
+            assert isinstance(secured, _TlsSocket)  # the context's sslsocket_class
+            self.sock = secured
+            secured.stop = self._stop
             secured.do_handshake()
 
-    def interrupt(self) -> None:
-        """End every wait for the socket. Safe in a signal handler."""
-        current = self._current
-        if current is not None:
+
+class _PatientSocket(socket.socket):
+    """A non-blocking socket: what would block waits instead, for at most `timeout_s`."""
+
+    stop: StopSignal
+    timeout_s = CONNECT_TIMEOUT_S
+
+    def connect(self, address: Any) -> None:
+        code = self.connect_ex(address)
+        if code == errno.EINPROGRESS:
+            self._wait(time.monotonic() + self.timeout_s, to_write=True)
+            code = self.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
+        if code:
+            raise OSError(code, os.strerror(code))
+
+    def recv_into(self, buffer: Any, nbytes: int | None = None, flags: int = 0) -> int:
+        receive = super().recv_into
+        return self.patiently(lambda: receive(buffer, nbytes or 0, flags))
+
+    def sendall(self, data: Any, flags: int = 0) -> None:
+        send, left = super().send, memoryview(data).cast("B")
+        while left:
+            sent = self.patiently(functools.partial(send, left, flags), to_write=True)
+            left = left[sent:]
+
+    def patiently(self, action: Callable[[], T], *, to_write: bool = False) -> T:
+        """`to_write`: what it waits for if it would block; TLS says itself what it needs."""
+        deadline = time.monotonic() + self.timeout_s
+        while True:
+            self.stop.tick()  # a peer that sends without a pause never makes us wait
             try:
-                # Not SSLSocket.shutdown: it drops the TLS state under the reader's feet.
-                socket.socket.shutdown(current, socket.SHUT_RDWR)
-            except OSError:  # not connected yet
-                current.close()
+                return action()
+            except ssl.SSLWantReadError:
+                self._wait(deadline, to_write=False)
+            except ssl.SSLWantWriteError:
+                self._wait(deadline, to_write=True)
+            except BlockingIOError:
+                self._wait(deadline, to_write=to_write)
+
+    def _wait(self, deadline: float, *, to_write: bool) -> None:
+        left_s = max(0.0, deadline - time.monotonic())
+        if to_write:
+            happened = self.stop.wait(left_s, writable=[self])
+        else:
+            happened = self.stop.wait(left_s, self)
+        if not happened:
+            raise TimeoutError
+
+
+class _TlsSocket(_PatientSocket, ssl.SSLSocket):
+    def do_handshake(self, block: bool = False) -> None:
+        self.patiently(super().do_handshake)
 
 
 def read_body(response: http.client.HTTPResponse, max_bytes: int, timeout_s: float) -> bytes:

@@ -16,7 +16,9 @@ class State(Enum):
 
     DISCOVERING = "discovering"  # look for an aggregator of the task
     CHECKING_IN = "checking_in"  # ask the aggregator for work (long poll)
-    WAITING = "waiting"  # there is none: wait as long as the aggregator says
+    WAITING = (
+        "waiting"  # there is none for as long as the aggregator says, or the policy forbids it
+    )
     DOWNLOADING = "downloading"  # get the round's base model, unless it is here already
     TRAINING = "training"  # the trainer process works
     UPLOADING = "uploading"  # deliver the update, which is on disk until it is acknowledged
@@ -33,6 +35,7 @@ class Event(Enum):
     NOT_FOUND = "not found"
     ORDERED = "told to train"
     TOLD_TO_WAIT = "told to wait"
+    NOT_NOW = "policy forbids"
     DUE = "time is up"
     MODEL_READY = "model ready"
     TRAINED = "trained"
@@ -52,19 +55,23 @@ TRANSITIONS: dict[tuple[State, Event], State] = {
     (_S.DISCOVERING, _E.NOT_FOUND): _S.BACKING_OFF,
     (_S.CHECKING_IN, _E.ORDERED): _S.DOWNLOADING,
     (_S.CHECKING_IN, _E.TOLD_TO_WAIT): _S.WAITING,
+    (_S.CHECKING_IN, _E.NOT_NOW): _S.WAITING,  # before it asks: no seat is taken
     (_S.CHECKING_IN, _E.FAILED): _S.BACKING_OFF,
     (_S.CHECKING_IN, _E.UNREACHABLE): _S.BACKING_OFF,
     (_S.WAITING, _E.DUE): _S.CHECKING_IN,
     (_S.DOWNLOADING, _E.MODEL_READY): _S.TRAINING,
+    (_S.DOWNLOADING, _E.NOT_NOW): _S.GIVING_BACK,
     (_S.DOWNLOADING, _E.FAILED): _S.GIVING_BACK,
     (_S.DOWNLOADING, _E.UNREACHABLE): _S.BACKING_OFF,
     (_S.TRAINING, _E.TRAINED): _S.UPLOADING,
+    (_S.TRAINING, _E.NOT_NOW): _S.GIVING_BACK,  # what was trained is dropped
     (_S.TRAINING, _E.FAILED): _S.GIVING_BACK,
     (_S.UPLOADING, _E.DELIVERED): _S.CHECKING_IN,
     (_S.UPLOADING, _E.ROUND_OVER): _S.CHECKING_IN,
     (_S.UPLOADING, _E.REFUSED): _S.BACKING_OFF,
     (_S.UPLOADING, _E.UNREACHABLE): _S.BACKING_OFF,
     (_S.GIVING_BACK, _E.GIVEN_BACK): _S.BACKING_OFF,
+    (_S.GIVING_BACK, _E.NOT_NOW): _S.WAITING,  # given back for the policy: nothing went wrong
     (_S.GIVING_BACK, _E.UNREACHABLE): _S.BACKING_OFF,
     (_S.BACKING_OFF, _E.DUE): _S.DISCOVERING,
     **{(state, _E.STOP): _S.STOPPED for state in _S if state is not _S.STOPPED},

@@ -17,10 +17,11 @@ import hashlib
 import json
 import logging
 import os
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from fedlearn import lock
+from fedlearn.agent.allowance import Allowance
 from fedlearn.durable import storage_errors, sync_directory, write_durably
 from fedlearn.errors import ProtocolError, StorageError
 from fedlearn.jobs import MAX_JOB_BYTES
@@ -29,6 +30,8 @@ from fedlearn.wire.messages import Update
 
 # The current model, and the one before: the aggregator sends a difference from either.
 MODELS_KEPT = 2
+# As for `training.memory_kib`: a damaged file must not ask for more than a job can carry.
+MAX_ALLOWANCE_KIB = 2**31
 
 logger = logging.getLogger(__name__)
 
@@ -38,6 +41,9 @@ class Memory:
     """What the agent remembers from one start to the next: hints, all of which may be lost."""
 
     aggregator: str = ""  # host:port of the aggregator that answered last
+    allowance: Allowance = field(
+        default_factory=Allowance
+    )  # after the kernel killed a training for its memory
 
 
 def set_aside(path: Path, name: str, why: str) -> None:
@@ -76,10 +82,24 @@ class StateDirectory:
         path = self._path / "agent.json"
         try:
             values = json.loads(path.read_bytes())
-            return Memory(aggregator=str(values["aggregator"]))
+            allowance = values.get("allowance", {})  # absent before version 0.2
+            return Memory(
+                aggregator=str(values["aggregator"]),
+                allowance=Allowance(
+                    kib=min(max(0, int(allowance.get("kib", 0))), MAX_ALLOWANCE_KIB),
+                    kind=str(allowance.get("kind", "")),
+                ),
+            )
         except FileNotFoundError:
             pass
-        except (OSError, ValueError, LookupError, TypeError) as error:
+        except (
+            OSError,
+            ValueError,
+            LookupError,
+            TypeError,
+            AttributeError,
+            OverflowError,
+        ) as error:
             set_aside(path, "agent.json.corrupt", f"cannot be read: {error}")
         return Memory()
 

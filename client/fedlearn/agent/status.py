@@ -10,6 +10,7 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
+from fedlearn.agent.policy import Check
 from fedlearn.durable import storage_errors
 from fedlearn.errors import FedlearnError
 from fedlearn.text import clean
@@ -39,6 +40,8 @@ class Status:
     trainer_peak_rss_bytes: int = 0
     agent_rss_bytes: int = 0
     last_error: str = ""
+    memory_allowance_kib: int = 0  # since a training was killed for its memory; 0: it was not
+    policy: tuple[Check, ...] = ()  # each limit, and what it says now
 
 
 def write_status(path: Path, status: Status) -> None:
@@ -54,7 +57,9 @@ def read_status(path: Path) -> Status:
     try:
         values: dict[str, Any] = json.loads(path.read_bytes())
         known = {field.name for field in fields(Status)}
-        return Status(**{name: value for name, value in values.items() if name in known})
+        given = {name: value for name, value in values.items() if name in known}
+        given["policy"] = tuple(Check(**each) for each in given.get("policy", ()))
+        return Status(**given)
     except FileNotFoundError as error:
         raise FedlearnError(
             f"there is no {path}", hint="is the agent started, with this configuration?"
@@ -88,12 +93,17 @@ def process_age_s() -> float:
     return time.clock_gettime(time.CLOCK_BOOTTIME) - started_s
 
 
+def headline(status: Status) -> str:
+    """Say in one line what the agent does, and why."""
+    state = status.state.replace("_", " ")
+    return f"{state}: {status.reason}" if status.reason else state
+
+
 def describe(status: Status) -> str:
     """Describe the status for a person."""
     alive = is_alive(status)
-    state = status.state.replace("_", " ") if alive else "not running"
     lines = [
-        ("state", f"{state} ({status.reason})" if status.reason and alive else state),
+        ("state", headline(status) if alive else "not running"),
         (
             "device",
             f"{status.device}, task {status.task}" + (f", pid {status.pid}" if alive else ""),
@@ -106,11 +116,22 @@ def describe(status: Status) -> str:
         (
             "memory",
             f"agent {status.agent_rss_bytes / 1e6:.0f} MB, "
-            f"trainer at most {status.trainer_peak_rss_bytes / 1e6:.0f} MB",
+            f"trainer at most {status.trainer_peak_rss_bytes / 1e6:.0f} MB"
+            + (
+                f"; a training may need {status.memory_allowance_kib:,} KiB more than the program, "
+                "since one was killed for its memory"
+                if status.memory_allowance_kib
+                else ""
+            ),
         ),
+        *(("policy" if at == 0 else "", _told(each)) for at, each in enumerate(status.policy)),
         ("last error", status.last_error or "none"),
     ]
     return "\n".join(f"{name:<11} {clean(text)}" for name, text in lines)
+
+
+def _told(check: Check) -> str:
+    return f"{check.text}: {'allows' if check.allows else 'forbids'}"
 
 
 def _accuracies(status: Status) -> str:

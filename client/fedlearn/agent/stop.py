@@ -1,18 +1,23 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A clean stop: SIGTERM or SIGINT ends every wait of the agent at once.
+"""The one place where the agent waits: there a stop request reaches it, and its regular duties.
 
-Python resumes a system call that a signal interrupted (PEP 475). So the handler sets a flag, makes
-a file descriptor readable for those who wait in `select`, and calls the `interrupts` of those who
-wait elsewhere: the connection shuts its socket down, the trainer kills its process.
+Python resumes a system call that a signal interrupted (PEP 475). So the handler of SIGTERM and
+SIGINT sets a flag and makes a file descriptor readable, and whatever the agent waits for (its
+aggregator, its trainer, the next try) it waits for in `StopSignal.wait`, beside that descriptor.
+What has to be done again and again in the meantime (`every`) is done there, too: a loop that hangs
+elsewhere does it no more, and that is what systemd's watchdog needs to know.
 """
 
 from __future__ import annotations
 
+import contextlib
+import math
 import os
 import select
 import signal
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from types import FrameType
 from typing import Protocol
 
@@ -27,8 +32,19 @@ class HasFileno(Protocol):
         """Return the file descriptor."""
 
 
-class Stopped(Exception):  # noqa: N818 - no error: it carries a request to the agent's loop
+class Interruption(Exception):  # noqa: N818 - no error: it carries word to the agent's loop
+    """What is being waited for must not go on."""
+
+
+class Stopped(Interruption):
     """The process was asked to end."""
+
+
+@dataclass(slots=True)
+class _Duty:
+    interval_s: float
+    action: Callable[[], None]
+    due: float
 
 
 class StopSignal:
@@ -38,7 +54,7 @@ class StopSignal:
         self.signal: int | None = None
         self.requested = False
         self._since = 0.0
-        self.interrupts: list[Callable[[], None]] = []
+        self._duties: list[_Duty] = []
         self._event = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
 
     def fileno(self) -> int:
@@ -54,24 +70,52 @@ class StopSignal:
         """Ask for the stop, from a signal handler or from anywhere else."""
         self.requested = True
         os.eventfd_write(self._event, 1)
-        for interrupt in self.interrupts:
-            interrupt()
 
     def check(self) -> None:
         """Raise `Stopped` if a stop is requested."""
         if self.requested:
             raise Stopped
 
+    @contextlib.contextmanager
+    def every(self, interval_s: float, action: Callable[[], None]) -> Iterator[None]:
+        """Call `action` now, and within the block again whenever `interval_s` seconds have passed.
+
+        What it raises ends the wait during which it was called.
+        """
+        action()
+        duty = _Duty(interval_s, action, time.monotonic() + interval_s)
+        self._duties.append(duty)
+        try:
+            yield
+        finally:
+            self._duties.remove(duty)
+
+    def tick(self) -> None:
+        """Do the duties that are due. Raises `Stopped`, and whatever they raise."""
+        self.check()
+        now = time.monotonic()
+        for duty in [each for each in self._duties if each.due <= now]:
+            duty.due = now + duty.interval_s
+            duty.action()
+
     def wait(
         self, timeout_s: float | None, *readable: HasFileno, writable: Sequence[HasFileno] = ()
     ) -> bool:
         """Wait until one of these can be read or written, or was closed by its other side.
 
-        False after the timeout. Raises `Stopped`.
+        False after the timeout. Raises what `tick` raises.
         """
-        can_read, can_write, _ = select.select([self, *readable], writable, [], timeout_s)
-        self.check()
-        return bool(can_read or can_write)
+        until = math.inf if timeout_s is None else time.monotonic() + timeout_s
+        while True:
+            self.tick()
+            wake = min([until, *(duty.due for duty in self._duties)])
+            left_s = None if wake == math.inf else max(0.0, wake - time.monotonic())
+            can_read, can_write, _ = select.select([self, *readable], writable, [], left_s)
+            self.check()
+            if can_read or can_write:
+                return True
+            if time.monotonic() >= until:
+                return False
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
         now = time.monotonic()

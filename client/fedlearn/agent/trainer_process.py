@@ -9,17 +9,20 @@ from __future__ import annotations
 
 import contextlib
 import os
+import resource
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import BinaryIO, cast
 
 from fedlearn import jobs
-from fedlearn.agent.stop import HasFileno, Stopped, StopSignal
+from fedlearn.agent import sensors
+from fedlearn.agent.stop import HasFileno, Interruption, StopSignal
 from fedlearn.config import TrainingConfig
-from fedlearn.errors import FedlearnError, TrainerError
+from fedlearn.errors import FedlearnError, TrainerError, TrainerMemoryError
 from fedlearn.jobs import Done, Failed, PatchJob, Progress, TrainJob
 
 # Isolated: a file numpy.py where the agent was started, or in PYTHONPATH, is nothing to import.
@@ -35,13 +38,17 @@ class TrainerProcess:
     """Runs jobs, one at a time, in a worker that it starts when there is none."""
 
     def __init__(
-        self, config: TrainingConfig, stop: StopSignal, command: Sequence[str] = WORKER
+        self,
+        config: TrainingConfig,
+        stop: StopSignal,
+        command: Sequence[str] = WORKER,
+        root: Path = sensors.ROOT,
     ) -> None:
         self._command = [*command, "--linger-s", str(config.linger_s)]
         self._environment = {name: str(config.threads) for name in _THREAD_VARIABLES}
         self._stop = stop
+        self._root = root
         self._process: subprocess.Popen[bytes] | None = None
-        stop.interrupts.append(self._kill)
 
     def run(
         self,
@@ -53,16 +60,18 @@ class TrainerProcess:
     ) -> Done:
         """Run one job until `deadline` of `time.monotonic()`; `on_progress` gets a share of 0..1.
 
-        Raises `TrainerError` when the job fails, the worker dies or the deadline passes, and
-        `Stopped`.
+        Raises `TrainerError` when the job fails, the worker dies or the deadline passes;
+        `TrainerMemoryError` when that was for want of memory; and what `StopSignal.wait` does.
         """
         self.reap()
         reused = self._process is not None
         process = self._process or self._start()
+        oom_kills, program_kib = sensors.oom_kills(self._root), 0
         try:
             jobs.send(cast(BinaryIO, self._pipe(process.stdin, deadline)), job)
             on_sent()
             while isinstance(reply := self._receive(process, deadline), Progress):
+                program_kib = program_kib or reply.rss_bytes // 1024
                 on_progress(reply.done)
         except BrokenPipeError:
             reply = None
@@ -71,13 +80,29 @@ class TrainerProcess:
             raise
         if isinstance(reply, Done):
             return reply
+        if isinstance(reply, Failed) and reply.out_of_memory:
+            self.close()  # what it still holds may be in the way of the next one
+            raise TrainerMemoryError(reply.error, hint=reply.hint, need_kib=_need_kib(program_kib))
         if isinstance(reply, Failed):
             raise TrainerError(reply.error, hint=reply.hint)
         self._stop.check()
         code = self.close(kill=False)
         if reused and code == 0:  # its time to linger was over just as the job came
             return self.run(job, deadline, on_sent=on_sent, on_progress=on_progress)
+        if code == -signal.SIGKILL:
+            raise self._killed(oom_kills, program_kib)
         raise TrainerError(_cause_of_death(code))
+
+    def _killed(self, oom_kills: int | None, program_kib: int) -> TrainerError:
+        """By the kernel for memory, unless its count of such kills says that it was not."""
+        now = sensors.oom_kills(self._root)
+        if oom_kills is None or now is None:
+            words = "the trainer was killed, probably because memory ran out"
+        elif now > oom_kills:
+            words = "the kernel killed the trainer because memory ran out"
+        else:
+            return TrainerError("the trainer was killed, and not by the kernel for its memory")
+        return TrainerMemoryError(words, need_kib=_need_kib(program_kib))
 
     def wait(self, timeout_s: float) -> None:
         """Wait, and meanwhile take note of a worker whose time is over. Raises `Stopped`."""
@@ -130,17 +155,13 @@ class TrainerProcess:
     def _receive(self, process: subprocess.Popen[bytes], deadline: float) -> object:
         try:
             return jobs.receive(cast(BinaryIO, self._pipe(process.stdout, deadline)))
-        except (Stopped, FedlearnError):
+        except (Interruption, FedlearnError):
             raise
         except Exception as error:  # whatever CBOR makes of bytes that are none
             raise TrainerError(f"the trainer wrote what is no message: {error}") from error
 
     def _pipe(self, pipe: object, deadline: float) -> _Pipe:
         return _Pipe(cast(HasFileno, pipe), self._stop, deadline)
-
-    def _kill(self) -> None:
-        if self._process is not None:
-            self._process.kill()
 
 
 class _Pipe:
@@ -177,9 +198,17 @@ class _Pipe:
         return max(0.0, self._deadline - time.monotonic())
 
 
+def _need_kib(program_kib: int) -> int:
+    """What a trainer that was just buried had taken beside the program; 0 if that is not known.
+
+    The kernel tells the peak of the largest of all children, which is a trainer. That may have been
+    an earlier one: then an allowance comes out too large, and smaller the next time.
+    """
+    peak_kib = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss
+    return max(0, peak_kib - program_kib) if program_kib else 0
+
+
 def _cause_of_death(code: int) -> str:
-    if code == -signal.SIGKILL:
-        return "the trainer was killed, probably because memory ran out"
     if code < 0:
         return f"the trainer died of signal {-code} ({signal.strsignal(-code)})"
     return f"the trainer ended without an answer, exit code {code}"

@@ -352,15 +352,17 @@ def split(call: Call) -> Shape:
     return (*shape[:axis], shape[axis] // parts, *shape[axis + 1 :])
 
 
-def split_v(call: Call) -> Shape:
-    """Parts of any size, which are compared here; the first one's shape."""
+def split_v(call: Call) -> list[Shape]:
+    """SPLIT_V into parts of given sizes, one of which may be -1: what the others leave."""
     shape, sizes, values = call.shape(0), call.ints(1), call.ints(2)
     axis = call.axis(values[0], len(shape)) if len(values) == 1 else -1
-    if axis < 0 or len(set(sizes)) != 1 or sizes[0] * len(sizes) != shape[axis]:
-        raise WrongError(f"parts of {sizes} of shape {shape} along {values}, unequal ones too")
-    if not len(sizes) == len(call.outputs) == call.option(0):
-        raise WrongError(f"{len(sizes)} parts into {len(call.outputs)} outputs")
-    return (*shape[:axis], sizes[0], *shape[axis + 1 :])
+    if axis < 0 or not len(sizes) == len(call.outputs) == call.option(0):
+        raise WrongError(f"{len(sizes)} parts into {len(call.outputs)} outputs along {values}")
+    if sizes.count(-1) == 1:
+        sizes[sizes.index(-1)] = shape[axis] - sum(sizes) - 1
+    if min(sizes) < 1 or sum(sizes) != shape[axis]:
+        raise WrongError(f"parts of {sizes} of shape {shape} along {values}")
+    return [(*shape[:axis], size, *shape[axis + 1 :]) for size in sizes]
 
 
 def unpack(call: Call) -> Shape:

@@ -39,13 +39,13 @@ class _Rule:
     `options` is the type of its options in the schema's union; without `needs_options` they may be
     left out. Operands and outputs are letters: `a` activations, all of one type; `q` int8 ones; `w`
     int8 weights and `b` their int32 bias; `f` float32; `x` anything. What ends in `?` may be left
-    out, in `-` also be -1, in `*` be repeated.
+    out, in `-` also be -1, in `*` be repeated. `shape` makes the shape of all outputs, or a list.
     """
 
     options: int | None
     operands: str
     outputs: str
-    shape: Callable[[Call], Shape]
+    shape: Callable[[Call], Shape | list[Shape]]
     needs_options: bool = False
 
 
@@ -222,8 +222,9 @@ def _check_operator(rule: _Rule, call: Call) -> None:
         raise WrongError(f"it mixes {' and '.join(sorted(types))}")
     for letter, tensor in operands:
         _check_operand(letter, tensor)
-    shape = rule.shape(call)
-    for output in call.outputs:
+    made = rule.shape(call)
+    shapes = made if isinstance(made, list) else [made] * len(call.outputs)
+    for output, shape in zip(call.outputs, shapes, strict=True):
         if output.shape != shape:
             raise WrongError(f"it makes {shape}, and its output is {output.shape}")
 

@@ -8,8 +8,8 @@ Memory", section 3.2, which call a choice of layers and tensors a sparse update)
 is greedy: first the last layer, then the weights of as many layers before it as fit, since those
 near the output matter most for a new task; what is left goes to the biases of the layers before.
 
-The memory of a choice is not computed from a formula but measured: one step of a batch is run and
-what NumPy allocates is counted.
+The memory of a choice is not computed from a formula but measured: the self-test, the judging and
+one step of a batch are run and what NumPy allocates is counted.
 """
 
 from __future__ import annotations
@@ -23,9 +23,13 @@ import numpy as np
 
 from fedlearn.errors import ModelError, TrainerError, UnsupportedOperatorError
 from fedlearn.model import Model, Operator
+from fedlearn.runtime import is_litert
 from fedlearn.trainer.loss import make_loss
-from fedlearn.trainer.tail import Tail
+from fedlearn.trainer.ranges import RangeMeter
+from fedlearn.trainer.selftest import SAMPLES, calibrate
+from fedlearn.trainer.tail import Tail, take
 from fedlearn.trainer.tails import longest, parameters, weighted_operators
+from fedlearn.trainer.training import JUDGED_BATCH
 from fedlearn.wire.messages import TrainableTensor, TrainingPlan
 
 _KIB = 1024
@@ -38,7 +42,7 @@ _MOST_VALUES = 1 << 28
 
 @dataclass(frozen=True, slots=True)
 class Need:
-    """Bytes that training needs: the peak of one step, and the features of all samples."""
+    """Bytes that training needs: the peak at any time, and the features of all samples."""
 
     step_bytes: int
     feature_bytes: int
@@ -64,6 +68,7 @@ def measure(model: Model, tensors: Collection[int], plan: TrainingPlan, samples:
     The program itself and the runtime's arena for the prefix come on top.
     """
     loss = make_loss(plan.loss, model, plan.class_weights)
+    is_litert()  # imports the runtime, which is no part of what is measured
     was_tracing = tracemalloc.is_tracing()
     if not was_tracing:
         tracemalloc.start()
@@ -71,17 +76,23 @@ def measure(model: Model, tensors: Collection[int], plan: TrainingPlan, samples:
         before, _ = tracemalloc.get_traced_memory()
         tracemalloc.reset_peak()
         tail = Tail(model, tensors, absorbed=loss.absorbed, errors=plan.errors)
-        if tail.values() * plan.batch_size > _MOST_VALUES:
-            raise ModelError(f"a step of {plan.batch_size} samples does not fit into any board")
-        tail.thaw(plan.fraction_bits, anchored=plan.proximal > 0)
         batch = min(plan.batch_size, samples)
+        if tail.values() * batch > _MOST_VALUES:
+            raise ModelError(f"a step of {batch} samples does not fit into any board")
+        shape = model.tensors[model.entry].shape[1:]
+        calibrate(tail, model, np.zeros((min(SAMPLES, samples), *shape), np.int8), batch=batch)
+        tail.thaw(plan.fraction_bits, anchored=plan.proximal > 0)
         features = tuple(
             np.zeros((batch, *model.tensors[number].shape[1:]), np.int8) for number in tail.entries
         )
+        with RangeMeter(tail.layers):
+            tail.forward(take(features, np.arange(min(JUDGED_BATCH, batch))), keeps=False)
+        best = tail.snapshot() if plan.patience else []
         outputs = tail.forward(features)
         # Any errors do: the memory does not depend on them.
         tail.backward(np.ones_like(outputs))
         tail.update(0.0)
+        del best
         _, peak = tracemalloc.get_traced_memory()
     except ValueError as error:  # shapes that no converter writes
         raise ModelError(f"the model is damaged: {error}") from error

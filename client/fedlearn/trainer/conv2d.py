@@ -27,7 +27,7 @@ def convolution_options(operator: Operator) -> Table:
 
 
 class Conv2D(WeightedLayer):
-    """Weights (C, KH, KW, C_in); the patches of a batch are kept for the gradient."""
+    """Weights (C, KH, KW, C_in); the patches of a batch are kept for their gradient."""
 
     kept = ("_open", "_patches")
     _patches: NDArray[np.float32]
@@ -55,8 +55,10 @@ class Conv2D(WeightedLayer):
         return Activation(convolution_options(self.operator).scalar(3, "b"))
 
     def _accumulate(self, x: NDArray[np.float32]) -> Real:
-        self._patches = self._window.patches(x)
-        return product(self._patches, self.weight.grid.T)
+        patches = self._window.patches(x)
+        if self.trains_weight:
+            self._patches = patches
+        return product(patches, self.weight.grid.T)
 
     def _gradient(self, errors: NDArray[np.float32]) -> Real:
         return product(errors.T, self._patches)

@@ -107,7 +107,9 @@ class DepthwiseConv2D(WeightedLayer):
         padded = self._window.pad(x)
         if self._multiplier != 1:
             padded = np.repeat(padded, self._multiplier, axis=3)
-        self._padded = padded
+        self._shape = padded.shape
+        if self.trains_weight:
+            self._padded = padded
         cells, weights = self._taps(padded), self._weights()
         # At most 255 * 128 a tap.
         exact = np.float32 if len(weights) <= EXACT_TERMS else np.float64
@@ -136,7 +138,7 @@ class DepthwiseConv2D(WeightedLayer):
 
     def _to_input(self, errors: NDArray[np.float32]) -> NDArray[np.float32]:
         grid = errors.reshape(-1, *self._outputs)
-        below = np.zeros_like(self._padded)
+        below = np.zeros(self._shape, np.float32)
         cells, weights = self._taps(below), self._weights()
         for samples, product in self._blocks(len(grid)):
             for tap, weight in zip(cells, weights, strict=True):

@@ -20,15 +20,27 @@ _LEAST_EXPONENT = -31
 class FixedPoint:
     """Factors as integers: `multiplier` M and `exponent` e, int64 of the shape of the factors."""
 
-    def __init__(self, real: NDArray[np.float64]) -> None:
+    def __init__(self, real: NDArray[np.float64] | np.float64) -> None:
         fraction, power = np.frexp(real)
         multiplier = np.floor(fraction * 2.0**31 + 0.5).astype(np.int64)
         overflow = multiplier == 1 << 31
         exponent = np.where(overflow, power + 1, power).astype(np.int64)
         lost = exponent < _LEAST_EXPONENT
         self.multiplier = np.where(lost, 0, np.where(overflow, multiplier >> 1, multiplier))
-        self.exponent = np.where(lost, 0, exponent)
-        self.left, self.right = np.maximum(self.exponent, 0), -np.minimum(self.exponent, 0)
+        self._shift(np.where(lost, 0, exponent))
+
+    def _shift(self, exponent: Integers) -> None:
+        self.exponent = exponent
+        self.left, self.right = np.maximum(exponent, 0), -np.minimum(exponent, 0)
+
+    def divide(self, count: int) -> None:
+        """Divide one factor by a count in integers, as QuantizedMeanOrSum does; M is smaller then.
+
+        No bit is moved out: the exponent stays at -31 or above.
+        """
+        shift = min(count.bit_length() - 1, 32, 31 + int(self.exponent))
+        self.multiplier = (self.multiplier << shift) // count
+        self._shift(self.exponent - shift)
 
     def high_half(self, values: Integers) -> Integers:
         """round(values M 2^-31), halves up: what saturating doubling multiplications leave.

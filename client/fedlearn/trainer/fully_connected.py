@@ -32,8 +32,10 @@ class FullyConnected(WeightedLayer):
 
     def _accumulate(self, x: NDArray[np.float32]) -> Real:
         self._shape = x.shape
-        self._x = x.reshape(-1, self.weight.grid.shape[1])
-        return product(self._x, self.weight.grid.T)
+        rows = x.reshape(-1, self.weight.grid.shape[1])
+        if self.trains_weight:
+            self._x = rows
+        return product(rows, self.weight.grid.T)
 
     def _gradient(self, errors: NDArray[np.float32]) -> Real:
         return product(errors.T, self._x)

@@ -92,7 +92,7 @@ def train_file(
     numbers = [tensor.index for tensor in tensors]
     training = train(model, numbers, data, plan, seed=seed, progress=progress)
     original = model
-    if is_cut_off(training.ranges):
+    if is_cut_off(training.ranges, training.logits):
         model = rehearsed(model, numbers, data, plan, seed=seed)
         training = train(model, numbers, data, plan, seed=seed, progress=progress)
     trained = finished(model, training)

@@ -10,13 +10,13 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from math import log2
+from math import log2, prod
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from fedlearn.errors import TrainerError
+from fedlearn.errors import ConfigError, TrainerError
 from fedlearn.model import Model
 from fedlearn.trainer.powers import STEP_BITS, TABLE_BITS, negative_exponential, steps
 
@@ -158,9 +158,19 @@ _MAKERS: dict[str, Callable[[Model, Sequence[float]], Loss]] = {
 
 
 def make_loss(name: str, model: Model, class_weights: Sequence[float] = ()) -> Loss:
-    """The loss of this name for this model; TrainerError when there is none."""
+    """The loss of this name for this model; TrainerError when there is none.
+
+    ConfigError unless there is a weight for each class, or none at all.
+    """
     if name not in _MAKERS:
         raise TrainerError(f"there is no loss {name!r}", hint=f"use {', '.join(_MAKERS)}")
     if not all(0 < weight < float("inf") for weight in class_weights):
         raise TrainerError("weights of classes must be above 0")
-    return _MAKERS[name](model, class_weights)
+    made = _MAKERS[name](model, class_weights)
+    classes = prod(model.tensors[model.exit].shape[1:])
+    if class_weights and len(class_weights) != classes:
+        raise ConfigError(
+            f"{len(class_weights)} class weights, the model has {classes} classes",
+            hint="give one weight for each class, in the order of the model's outputs",
+        )
+    return made

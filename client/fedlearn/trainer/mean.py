@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 from fedlearn.errors import ModelError
 from fedlearn.model import Model, Operator
 from fedlearn.runtime import is_litert
+from fedlearn.trainer.fixed_point import FixedPoint
 from fedlearn.trainer.layer import Array, Layer
 from fedlearn.trainer.requantisation import Arithmetic
 
@@ -35,6 +36,10 @@ _VECTOR = 16
 
 class Mean(Layer):
     """The mean of real values, rescaled to the output's grid."""
+
+    kept = ("_open",)
+    # Where int8 could hold the last output.
+    _open: NDArray[np.bool_]
 
     def __init__(self, model: Model, operator: Operator) -> None:
         super().__init__(model, operator)
@@ -51,26 +56,22 @@ class Mean(Layer):
         keeps_dims = bool(operator.options and operator.options.scalar(0, "?"))
         written = list(self._axes) if is_litert() else sorted(written)
         self._spatial = keeps_dims and len(shape) == 4 and written == [1, 2]
-        self._multiplier, self._exponent, self._bias = (
-            self._spatial_terms() if self._spatial else self._general_terms()
-        )
+        self._factor, self._bias = self._spatial_terms() if self._spatial else self._general_terms()
         self.choose(self.arithmetics()[0])
-        # Where int8 could hold the last output.
-        self._open: NDArray[np.bool_] | None = None
 
-    def _spatial_terms(self) -> tuple[int, int, int]:
-        """Multiplier, exponent and bias of the raw sum, computed in float32 as there."""
+    def _spatial_terms(self) -> tuple[FixedPoint, int]:
+        """Factor and bias of the raw sum, computed in float32 as there."""
         scale_in, scale_out = self.input.scales[0], self.output.scales[0]
         shift = np.float32(self.input.zero_point) * scale_in / scale_out
         shift += np.float32(0.5 if shift > 0 else -0.5)
         real = scale_in / (np.float32(self._cells) * scale_out)
-        return *_fixed_point(float(real)), self.output.zero_point - int(shift)
+        return FixedPoint(np.float64(real)), self.output.zero_point - int(shift)
 
-    def _general_terms(self) -> tuple[int, int, int]:
-        """Multiplier, exponent and bias of the centred sum."""
-        multiplier, exponent = _fixed_point(self.input.scale / self.output.scale)
-        shift = min(self._cells.bit_length() - 1, 32, 31 + exponent)
-        return (multiplier << shift) // self._cells, exponent - shift, self.output.zero_point
+    def _general_terms(self) -> tuple[FixedPoint, int]:
+        """Factor and bias of the centred sum."""
+        factor = FixedPoint(np.float64(self.input.scale / self.output.scale))
+        factor.divide(self._cells)
+        return factor, self.output.zero_point
 
     def arithmetics(self) -> tuple[Arithmetic, ...]:
         """What the two kernels are known to do, the usual first."""
@@ -101,34 +102,20 @@ class Mean(Layer):
         return y.reshape(len(x), *self.output.shape[1:])
 
     def _rescale(self, total: NDArray[np.int64]) -> NDArray[np.int64]:
-        """round(total M 2^(e-31)): to the high half, halves up, then by the shift."""
-        high = (total << max(self._exponent, 0)) * self._multiplier
-        high = (high + (1 << 30)) >> 31
-        right = max(-self._exponent, 0)
-        half = (1 << right) >> 1
-        up = (high + half) >> right
+        """Sums times the factor."""
         if self._arithmetic is Arithmetic.TWICE_UP:
-            return up
-        away = np.sign(high) * ((np.abs(high) + half) >> right)
+            return self._factor.up(total)
+        mean = self._factor.away(total)
         if self._arithmetic is Arithmetic.TWICE_VECTORS:
-            channels = high.shape[-1]
+            channels = total.shape[-1]
             vectors = channels - channels % _VECTOR
-            away[..., :vectors] = up[..., :vectors]
-        return away
+            mean[..., :vectors] = self._factor.up(total[..., :vectors])
+        return mean
 
     def backward(self, errors: Array, wanted: tuple[bool, ...]) -> tuple[Array | None, ...]:
         """Each cell's share of the errors; none where int8 could not hold the output."""
-        if not wanted[0] or self._open is None:
+        if not wanted[0]:
             return (None,)
         share = errors.reshape(self._open.shape) * self._open / np.float32(self._cells)
         shape = (len(errors), *self.input.shape[1:])
         return (np.ascontiguousarray(np.broadcast_to(share, shape)),)
-
-
-def _fixed_point(real: float) -> tuple[int, int]:
-    """M of 31 bits and e with real = M 2^(e-31), as TFLite's QuantizeMultiplier."""
-    fraction, exponent = np.frexp(real)
-    multiplier = int(np.floor(fraction * 2.0**31 + 0.5))
-    if multiplier == 1 << 31:
-        return 1 << 30, int(exponent) + 1
-    return multiplier, int(exponent)

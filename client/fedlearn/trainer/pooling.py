@@ -28,7 +28,9 @@ _MOST_CELLS = 1 << 16
 class Pool2D(Layer):
     """A window over (N, H, W, C) that keeps the channels apart, and a fused activation."""
 
-    kept = ("_padded", "_greatest")
+    kept = ("_open", "_padded", "_greatest")
+    # Where the activation let the last output through, if it changes anything.
+    _open: NDArray[np.bool_]
 
     def __init__(self, model: Model, operator: Operator) -> None:
         super().__init__(model, operator)
@@ -48,8 +50,6 @@ class Pool2D(Layer):
         self._lowest = low if low > -128 - zero else -np.inf
         self._highest = high if high < 127 - zero else np.inf
         self._clamps = np.isfinite(self._lowest) or np.isfinite(self._highest)
-        # Where the activation let the last output through; None: it changes nothing.
-        self._open: NDArray[np.bool_] | None = None
 
     @abstractmethod
     def _pool(self, x: Array) -> Array:
@@ -88,7 +88,7 @@ class Pool2D(Layer):
         """Errors (N, rows, columns, C) to errors (N, H, W, C)."""
         if not wanted[0]:
             return (None,)
-        if self._open is not None:
+        if self._clamps:
             errors = errors * self._open
         return (self._spread(errors)[self._window.inside()],)
 

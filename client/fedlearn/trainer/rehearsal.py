@@ -28,12 +28,12 @@ SAMPLES = 1024
 MOST = 6
 
 
-def is_cut_off(ranges: Sequence[ActivationRange]) -> bool:
+def is_cut_off(ranges: Sequence[ActivationRange], logits: int | None) -> bool:
     """Whether training would be better with other scales.
 
-    The last activation does not count: its loss is taken before int8 cuts it off.
+    The tensor `logits` does not count: the loss is taken before int8 cuts it off.
     """
-    return any(each.clipped > TOO_MUCH for each in ranges[:-1])
+    return any(each.clipped > TOO_MUCH for each in ranges if each.index != logits)
 
 
 def rehearsed(

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Collection
 from math import prod, sqrt
-from typing import Any
+from typing import Any, TypeGuard
 
 import numpy as np
 from numpy.typing import NDArray
@@ -57,6 +57,23 @@ def depending(model: Model, operators: Collection[int]) -> tuple[Operator, ...]:
     return tuple(found)
 
 
+def require_plain(model: Model, operator: Operator) -> None:
+    """Raise UnsupportedOperatorError for a last SOFTMAX that is not the one in the loss."""
+    if operator.name != "SOFTMAX":
+        return
+    name = f"operator {operator.index} (SOFTMAX)"
+    beta = operator.options.scalar(0, "f") if operator.options else 0.0
+    if beta != 1.0:
+        raise UnsupportedOperatorError(
+            f"{name} multiplies its input by a beta of {beta:g}, which the loss does not",
+            hint="convert the model with a beta of 1",
+        )
+    if prod(model.tensors[operator.outputs[0]].shape[1:-1]) != 1:
+        raise UnsupportedOperatorError(
+            f"{name} has several answers for a sample, the loss takes one"
+        )
+
+
 class Tail:
     """The operators from the first one that is trained to the outputs that a loss judges.
 
@@ -84,7 +101,7 @@ class Tail:
             raise UnsupportedOperatorError("the model has none of the tensors that are to train")
         operators = list(depending(model, users))
         if operators and operators[-1].name == absorbed:
-            operators.pop()
+            require_plain(model, operators.pop())
         try:
             self.layers = [self._layer(operator) for operator in operators]
         except (IndexError, ValueError, OverflowError) as error:
@@ -153,8 +170,13 @@ class Tail:
         while at > 0 and isinstance(self.layers[at], Reshape):
             at -= 1
         last = self.layers[at]
-        fine = isinstance(last, WeightedLayer) and last.activation is Activation.NONE
-        return at if fine else len(self.layers) - 1
+        return at if self._is_fine(last) else len(self.layers) - 1
+
+    @property
+    def logits(self) -> int | None:
+        """The tensor whose int8 values do not matter to the loss: it takes the accumulators."""
+        head = self.layers[self._head]
+        return head.output.index if self._is_fine(head) else None
 
     @property
     def weighted(self) -> list[WeightedLayer]:
@@ -188,18 +210,23 @@ class Tail:
             values[number] = np.subtract(x, np.float32(tensor.zero_point), dtype=np.float32)
         return values
 
-    def forward(self, features: Features) -> Array:
-        """Outputs float32 (N, C) in real units for a batch of features."""
+    def forward(self, features: Features, *, keeps: bool = True) -> Array:
+        """Outputs float32 (N, C) in real units for a batch of features.
+
+        Unless it `keeps` what `backward` needs, memory for one layer at a time is enough.
+        """
         values = self.centred(features)
         for at, layer in enumerate(self.layers[: self._head + 1]):
             x = self.inputs_of(at, values)
-            if at == self._head and isinstance(layer, WeightedLayer) and self._is_fine(layer):
+            if at == self._head and self._is_fine(layer):
                 y = layer.logits(*x)
             else:
                 y = layer.forward(*x)
                 if at == self._head:
                     y = y * np.float32(layer.output.scale)
             values[layer.output.index] = y
+            if not keeps:
+                layer.forget()
         return y.reshape(len(features[0]), -1)
 
     def inputs_of(self, at: int, values: dict[int, Array]) -> tuple[Array, ...]:
@@ -212,8 +239,8 @@ class Tail:
         return x
 
     @staticmethod
-    def _is_fine(layer: WeightedLayer) -> bool:
-        return layer.activation is Activation.NONE
+    def _is_fine(layer: Layer) -> TypeGuard[WeightedLayer]:
+        return isinstance(layer, WeightedLayer) and layer.activation is Activation.NONE
 
     def backward(self, errors: Array) -> None:
         """Leave in each layer the gradients for errors (N, C) of the outputs."""
@@ -234,7 +261,11 @@ class Tail:
 
     def gradient_norm(self) -> float:
         """The l2 norm of all gradients of the last `backward`, summed over the batch."""
-        return sqrt(sum(layer.gradient_square() for layer in self.weighted))
+        total = 0.0
+        # Not sum(): from Python 3.12 on it makes up for what float additions lose.
+        for layer in self.weighted:
+            total += layer.gradient_square()
+        return sqrt(total)
 
     def update(self, rate: float, pull: float = 0.0) -> None:
         """One SGD step; `rate` is the learning rate over the batch size, `pull` FedProx's."""

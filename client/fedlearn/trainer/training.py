@@ -21,13 +21,14 @@ from fedlearn.trainer.ranges import RangeMeter
 from fedlearn.trainer.schedule import factor
 from fedlearn.trainer.selftest import calibrate
 from fedlearn.trainer.tail import Features, Tail, Values, take
-from fedlearn.wire.messages import ActivationRange, TrainingPlan
+from fedlearn.wire.messages import OVERSHOOTS, OVERSHOOTS_HINT, ActivationRange, TrainingPlan
 
 # Loss and accuracy before and after are measured on this many samples at most: 3 % is close enough
 # for a dashboard, and the whole set would cost a third of an epoch each time.
 JUDGED_SAMPLES = 256
-# Small, so that judging never needs more memory than training.
-_JUDGED_BATCH = 16
+# Judging needs no larger batches than this to be fast. Never larger ones than training, which would
+# need more memory.
+JUDGED_BATCH = 16
 
 # Called with the epoch (from 0), the share of the whole training done (0..1) and the mean loss of
 # the epoch so far.
@@ -55,7 +56,8 @@ class Training:
     """What came out: the trained tensors by number, and the quality on the judged samples.
 
     Those are held-out samples when the plan holds some out, else some of the training data.
-    `ranges` are what the activations of the trained tail would have to hold on them.
+    `ranges` are what the activations of the trained tail would have to hold on them, `logits` is
+    the tensor among them that the loss takes before int8 cuts it off, if any.
     """
 
     values: Values
@@ -66,6 +68,7 @@ class Training:
     stopped_early: bool
     personal: Personal | None
     ranges: tuple[ActivationRange, ...]
+    logits: int | None
 
 
 @dataclass(frozen=True, eq=False)
@@ -96,11 +99,13 @@ def train(
     copy is trained that many epochs more. Raises UnsupportedOperatorError, DatasetError or
     TrainerError.
     """
+    if plan.overshoots:
+        raise TrainerError(OVERSHOOTS, hint=OVERSHOOTS_HINT)
     if max_samples is not None and max_samples < 1:
         raise TrainerError(f"a training on {max_samples} samples is none")
     loss = make_loss(plan.loss, model, plan.class_weights)
     tail = Tail(model, tensors, absorbed=loss.absorbed, errors=plan.errors)
-    calibrate(tail, model, dataset.inputs)
+    calibrate(tail, model, dataset.inputs, batch=plan.batch_size)
     dither = None if plan.fraction_bits == FRACTION_BITS else Dither(seed)
     tail.thaw(plan.fraction_bits, dither, anchored=plan.proximal > 0)
     drawn = sample_order(seed, 0, len(dataset))
@@ -108,15 +113,15 @@ def train(
         dataset = dataset.take(drawn[:max_samples])
         drawn = drawn[drawn < max_samples]
     samples = _split(tail.features(dataset.inputs), dataset.labels, drawn, plan.validation)
-    before = _judge(tail, loss, samples)
+    before = _judge(tail, loss, samples, plan)
     run = _Run(tail, loss, samples, plan, seed=seed, more=personal_epochs or 0, progress=progress)
     run.go()
     with RangeMeter(tail.layers) as meter:
-        after, values = _judge(tail, loss, samples), tail.trained()
+        after, values = _judge(tail, loss, samples, plan), tail.trained()
     personal = None
     if personal_epochs is not None:
         run.go_on()
-        personal = Personal(tail.trained(), _judge(tail, loss, samples))
+        personal = Personal(tail.trained(), _judge(tail, loss, samples, plan))
     return Training(
         values=values,
         before=before,
@@ -126,6 +131,7 @@ def train(
         stopped_early=run.stopped_early,
         personal=personal,
         ranges=meter.ranges(),
+        logits=tail.logits,
     )
 
 
@@ -175,7 +181,7 @@ class _Run:
             self._epoch(self._steps - self._done)
             if not patience:
                 continue
-            quality = _judge(self._tail, self._loss, self._samples)
+            quality = _judge(self._tail, self._loss, self._samples, self._plan)
             if quality.loss < best:
                 best, waited, snapshot = quality.loss, 0, self._tail.snapshot()
             else:
@@ -224,12 +230,12 @@ class _Run:
         return judgement.loss
 
 
-def _judge(tail: Tail, loss: Loss, samples: _Samples) -> Quality:
+def _judge(tail: Tail, loss: Loss, samples: _Samples, plan: TrainingPlan) -> Quality:
     total, hits = 0.0, 0.0
     known = True
     rows = samples.judged
-    for batch in np.array_split(rows, -(-len(rows) // _JUDGED_BATCH)):
-        outputs = tail.forward(take(samples.features, batch))
+    for batch in np.array_split(rows, -(-len(rows) // min(JUDGED_BATCH, plan.batch_size))):
+        outputs = tail.forward(take(samples.features, batch), keeps=False)
         judgement = loss.judge(outputs, samples.labels[batch])
         total += judgement.loss
         known = judgement.hits is not None

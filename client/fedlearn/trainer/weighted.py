@@ -24,7 +24,8 @@ from fedlearn.trainer.requantisation import Arithmetic, Requantiser
 # would is scaled down as a whole. Without it one batch far from what the model knows (a new class,
 # whose logits are off by 30) can kill every ReLU of a layer for good. Clipping the update and not
 # the gradient is due to Shazeer and Stern 2018 ("Adafactor", section 6); the largest element as the
-# norm is exact in any order of summation.
+# norm is exact in any order of summation. Where only biases train, what counts are steps of the
+# output's grid, by which a bias moves every output of its channel.
 LARGEST_STEP = 8.0
 
 
@@ -106,7 +107,10 @@ class WeightedLayer(Layer):
 
     @abstractmethod
     def _accumulate(self, x: NDArray[np.float32]) -> Real:
-        """The sums of products as rows (R, C), exact; keeps what the gradients need."""
+        """The sums of products as rows (R, C), exact.
+
+        Keeps what the gradient of the weight needs, if that is trained.
+        """
 
     @abstractmethod
     def _gradient(self, errors: NDArray[np.float32]) -> Real:
@@ -211,6 +215,9 @@ class WeightedLayer(Layer):
             share = LARGEST_STEP / max(float(np.maximum.reduce(farthest)), LARGEST_STEP)
             real *= share
             self.weight.step(gradient, self._per_channel(factors * share), pull)
+        elif self._bias_gradient is not None:
+            farthest = np.abs(self._bias_gradient) * (real / self.output.scale)
+            real *= LARGEST_STEP / max(float(np.maximum.reduce(farthest)), LARGEST_STEP)
         if self._bias_gradient is not None:
             self.bias.step(self._bias_gradient, real / (self._input_scale * scales), pull)
             self._bias_gradient = None

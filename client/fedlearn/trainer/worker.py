@@ -62,7 +62,8 @@ def main(linger_s: float) -> int:
         except FedlearnError as error:
             send(replies, Failed(error.message, error.hint))
         except MemoryError:
-            send(replies, Failed("out of memory", "train a shorter tail or use smaller batches"))
+            hint = "train a shorter tail or use smaller batches"
+            send(replies, Failed("out of memory", hint, out_of_memory=True))
         except BrokenPipeError:
             break
         except Exception as error:  # a fault of ours: the aggregator should hear which
@@ -127,6 +128,8 @@ def _train(job: TrainJob, replies: BinaryIO) -> Done:
             send(replies, Progress(done))
 
     dataset = Dataset.load(job.data_path, model, job.plan.loss)
+    # From here on it depends on the plan and the budget how much memory is needed.
+    send(replies, Progress(0.0, rss_bytes()))
     tensors: Collection[int] = job.tensors
     if job.budget_kib:
         samples = min(len(dataset), job.max_samples)
@@ -178,6 +181,15 @@ def _train(job: TrainJob, replies: BinaryIO) -> Done:
         metrics.accuracy_before,
         metrics.accuracy_personal,
     )
+
+
+def rss_bytes() -> int:
+    """The resident size of this program now; 0 where there is no procfs."""
+    try:
+        pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[1])
+    except OSError:
+        return 0
+    return pages * resource.getpagesize()
 
 
 def peak_rss_bytes() -> int:

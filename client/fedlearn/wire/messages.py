@@ -22,6 +22,9 @@ TAILS = ("last", "dense", "all")
 # What training makes small; `fedlearn.trainer.loss` says how.
 LOSSES = ("softmax_cross_entropy", "sigmoid_cross_entropy", "mean_squared_error")
 SCHEDULES = ("constant", "linear", "cosine")
+# Of a plan that `overshoots`.
+OVERSHOOTS = "the learning rate times the proximal term must stay below 1, or weights swing"
+OVERSHOOTS_HINT = "use a smaller learning rate or a smaller proximal term"
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,12 +104,14 @@ class TrainingPlan:
 
     `steps` of SGD, where it is not 0, end the training before or after `epochs` passes.
     `schedule` is how the learning rate goes from its value to 0 over the training. `proximal` is
-    the mu of FedProx, which pulls weights back to the round's model (Li et al. 2020). `clip_norm`
+    the mu of FedProx, which pulls weights back to the round's model (Li et al. 2020); a pull of
+    less than half of a weight's smallest step is lost unless rounding is stochastic. `clip_norm`
     bounds the l2 norm of a batch's mean gradient in real units; 0: none. `class_weights` are
     factors of the classes' losses; empty: all 1. `validation` is the share of the samples that is
     held out to judge with; `patience` ends the training after so many epochs without a better loss
     on them, and the best epoch's weights are the result; 0: never. Weights have `fraction_bits`
-    while they train (8, or 0 with stochastic rounding). `errors` is the type of the error tensors.
+    while they train, 0 to 8; with fewer than 8, rounding is stochastic. `errors` is the type of the
+    error tensors.
     """
 
     loss: str
@@ -122,6 +127,11 @@ class TrainingPlan:
     patience: Count = 0
     fraction_bits: FractionBits = 8
     errors: ErrorType = "int8"
+
+    @property
+    def overshoots(self) -> bool:
+        """Whether a step's pull, lr mu of the way back, is all of the way or more."""
+        return self.learning_rate * self.proximal >= 1.0
 
 
 @dataclass(frozen=True, slots=True)

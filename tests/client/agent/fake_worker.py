@@ -13,10 +13,13 @@ import time
 from pathlib import Path
 
 from fedlearn import jobs
+from fedlearn.agent.status import rss_bytes
 from fedlearn.jobs import Done, Failed, PatchJob, Progress, TrainJob
 from fedlearn.wire import codec
 from fedlearn.wire.messages import Difference, Metrics, Update
 
+# What the mode "hungry" takes, unless it may need less than a third of it: then it trains.
+HUNGRY_KIB = 80_000
 METRICS = Metrics(1.0, 0.5, 0.0, 0.0, 12_345_678, 0.5, 0.75)
 
 
@@ -43,6 +46,11 @@ def main() -> None:
             replies.flush()
         if options.mode == "hang":
             time.sleep(60)
+        if options.mode == "hungry" and isinstance(job, TrainJob):
+            jobs.send(replies, Progress(0.0, rss_bytes()))
+            if not 0 < job.budget_kib < HUNGRY_KIB / 3:
+                bytearray(HUNGRY_KIB * 1024)
+                os.kill(os.getpid(), signal.SIGKILL)
         if options.mode == "fail":
             jobs.send(replies, Failed("the data does not fit the model", "check data.path"))
         elif isinstance(job, PatchJob):
@@ -59,4 +67,5 @@ def main() -> None:
             return
 
 
-main()
+if __name__ == "__main__":
+    main()

@@ -45,6 +45,13 @@ class Server:
     requests: list[Request] = field(default_factory=list)
     arrived: threading.Condition = field(default_factory=threading.Condition)
     port: int = 0
+    connections: list[socket.socket] = field(default_factory=list)
+
+    def hang_up(self) -> None:
+        """Break all connections, in the middle of whatever they do."""
+        for each in self.connections:
+            with contextlib.suppress(OSError):
+                each.shutdown(socket.SHUT_RDWR)
 
     @property
     def endpoint(self) -> Endpoint:
@@ -68,7 +75,6 @@ def serving(
     server = Server(script, context)
     listener = socket.create_server(("127.0.0.1", 0))
     server.port = listener.getsockname()[1]
-    open_connections: list[socket.socket] = []
 
     def accept() -> None:
         while True:
@@ -76,15 +82,15 @@ def serving(
                 connection, _ = listener.accept()
             except OSError:
                 return
-            open_connections.append(connection)
-            number = len(open_connections)
+            server.connections.append(connection)
+            number = len(server.connections)
             threading.Thread(target=_serve, args=(server, connection, number), daemon=True).start()
 
     threading.Thread(target=accept, daemon=True).start()
     try:
         yield server
     finally:
-        for each in (listener, *open_connections):
+        for each in (listener, *server.connections):
             with contextlib.suppress(OSError):
                 each.shutdown(socket.SHUT_RDWR)
             each.close()

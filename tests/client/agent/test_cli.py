@@ -107,7 +107,7 @@ def test_status(config: Path, capsys: pytest.CaptureFixture[str]) -> None:
     write_status(run / "status.json", status)
     assert main(["status", "--config", str(config)]) == 0
     output = capsys.readouterr().out
-    assert "waiting (no [2Jseat)" in output
+    assert "waiting: no [2Jseat" in output
     assert "\x1b" not in output
     assert main(["status", "--json", "--config", str(config)]) == 0
     values = json.loads(capsys.readouterr().out)
@@ -127,7 +127,9 @@ def test_status_of_an_agent_that_died(config: Path, capsys: pytest.CaptureFixtur
         assert not is_alive(Status(state="waiting", pid=pid))
 
 
-@pytest.mark.parametrize("content", ["", "[]", "{}", "5", '{"state": "x", "future": 1}'])
+@pytest.mark.parametrize(
+    "content", ["", "[]", "{}", "5", '{"state": "x", "future": 1}', '{"state": "x", "policy": [5]}']
+)
 def test_any_status_file_is_survived(config: Path, content: str) -> None:
     run = config.parent / "run"
     run.mkdir()

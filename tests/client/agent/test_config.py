@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from fedlearn.config import Config, host_name, keys, load_config
+from fedlearn.config import Config, PolicyConfig, host_name, keys, load_config
 from fedlearn.errors import ConfigError, DatasetError
 from fedlearn.wire.messages import NAME
 
@@ -32,6 +32,22 @@ def test_defaults_fill_the_smallest_configuration(tmp_path: Path) -> None:
     assert config.device.state_dir == Path("/var/lib/fedlearn")
     assert config.training.threads == 1
     assert config.training.linger_s == 10.0
+
+
+def test_a_policy(tmp_path: Path) -> None:
+    assert load(tmp_path, SMALLEST).policy == PolicyConfig()
+    policy = """[policy]
+        on_mains_only = true
+        min_battery_percent = 30
+        max_temperature_c = 70
+        max_load_per_core = 0.5
+        max_memory_pressure_percent = 10.5
+        min_available_memory_kib = 50000
+        window = "22:00-06:00"
+    """
+    assert load(tmp_path, SMALLEST + policy).policy == PolicyConfig(
+        True, 30.0, 70.0, 0.5, 10.5, 50_000, "22:00-06:00"
+    )
 
 
 def test_relative_paths_start_at_the_file(tmp_path: Path) -> None:
@@ -65,6 +81,28 @@ def test_relative_paths_start_at_the_file(tmp_path: Path) -> None:
         (("insecure = true", 'url = "http://127.0.0.1:80"'), r"aggregator.url is plain http"),
         (("insecure", 'url = "http://192.0.2.7:80"\ninsecure'), r"plain http to another machine"),
         (("[data]", "[data"), r"is no TOML"),
+        *(
+            (("[data]", f"[policy]\n{line}\n[data]"), message)
+            for line, message in (
+                ("max_temperature = 70", r"unknown key .*did you mean max_temperature_c\?"),
+                ("max_temperature_c = 70000", r"policy.max_temperature_c must be within 1..150"),
+                ("max_temperature_c = nan", r"policy.max_temperature_c must be within"),
+                ('max_temperature_c = "70"', r"policy.max_temperature_c must be a number"),
+                ("min_battery_percent = 0.3", r"policy.min_battery_percent must be within 1..100"),
+                ("min_battery_percent = true", r"policy.min_battery_percent must be a number"),
+                ("on_mains_only = 1", r"policy.on_mains_only must be true or false"),
+                ("max_load_per_core = 0", r"policy.max_load_per_core must be within"),
+                ("max_memory_pressure_percent = 101", r"must be within 0.1..100"),
+                ("min_available_memory_kib = 1.5", r"min_available_memory_kib must be an integer"),
+                *(
+                    (
+                        f'window = "{window}"',
+                        r"two different times of day, such as 22:00-06:00 \(it",
+                    )
+                    for window in ("", "22-6", "22:00-24:00", "06:00-06:00", "22:00-6:00", "always")
+                ),
+            )
+        ),
     ],
 )
 def test_mistakes_are_named(tmp_path: Path, change: tuple[str, str], message: str) -> None:

@@ -12,6 +12,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from fedlearn.agent.allowance import Allowance
 from fedlearn.agent.state import Memory, StateDirectory
 from fedlearn.durable import storage_errors, write_durably
 from fedlearn.errors import StorageError
@@ -126,6 +127,14 @@ def test_memory(state: StateDirectory) -> None:
     assert state.memory() == Memory()
     state.remember(Memory("http://127.0.0.1:1"))
     assert state.memory() == Memory("http://127.0.0.1:1")
+    whole = Memory("http://127.0.0.1:1", Allowance(500, "kind"))
+    state.remember(whole)
+    assert state.memory() == whole
+
+
+def test_what_an_older_agent_remembered_is_read(state: StateDirectory) -> None:
+    (state.models.path.parent / "agent.json").write_text('{"aggregator": "http://127.0.0.1:1"}')
+    assert state.memory() == Memory("http://127.0.0.1:1")
 
 
 def test_pending(state: StateDirectory, tmp_path: Path) -> None:
@@ -162,10 +171,22 @@ def test_what_cannot_be_used_is_kept_for_a_person(state: StateDirectory) -> None
     assert path.with_name("pending.cbor.corrupt").read_bytes() == b"torn"
 
 
-@pytest.mark.parametrize("content", ["[]", "{}", "5", '{"aggregator": {}}', "{", "\x00"])
+@pytest.mark.parametrize(
+    "content",
+    [
+        *("[]", "{}", "5", '{"aggregator": {}}', "{", "\x00"),
+        '{"aggregator": "", "allowance": 5}',
+        '{"aggregator": "", "allowance": {"kib": -5}}',
+        '{"aggregator": "", "allowance": {"kib": 1e300}}',
+        '{"aggregator": "", "allowance": {"kib": NaN}}',
+        '{"aggregator": "", "allowance": {"kib": Infinity}}',
+    ],
+)
 def test_any_agent_json_is_survived(state: StateDirectory, content: str) -> None:
     (state.models.path.parent / "agent.json").write_text(content)
-    assert isinstance(state.memory().aggregator, str)
+    memory = state.memory()
+    assert isinstance(memory.aggregator, str)
+    assert 0 <= memory.allowance.kib <= 2**31
 
 
 def test_a_model_is_there_only_to_the_last_bit(state: StateDirectory) -> None:

@@ -7,16 +7,21 @@ import os
 import sys
 import threading
 import time
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from fedlearn import jobs
 from fedlearn.agent.stop import Stopped, StopSignal
 from fedlearn.agent.trainer_process import TrainerProcess
 from fedlearn.config import TrainingConfig
-from fedlearn.errors import TrainerError
+from fedlearn.dataset import Dataset
+from fedlearn.errors import TrainerError, TrainerMemoryError
 from fedlearn.jobs import Done, PatchJob, TrainJob
+from fedlearn.model import Model
+from fedlearn.trainer.tails import trainable_tensors
 from fedlearn.wire import codec
 from fedlearn.wire.messages import (
     MAX_MODEL_BYTES,
@@ -185,6 +190,42 @@ def test_deaths_and_failures_are_named(bench: Bench, mode: str, complaint: str) 
     trainer = bench.trainer(mode)
     with pytest.raises(TrainerError, match=complaint):
         run(trainer)
+    trainer.close()
+
+
+LIMITED = """
+import resource, sys
+from pathlib import Path
+from fedlearn.trainer import worker  # all that the program needs beside the training is there
+pages = int(Path("/proc/self/statm").read_text().split()[0])
+limit = pages * resource.getpagesize() + (100 << 20)
+resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
+sys.exit(worker.main(float(sys.argv[2])))
+"""
+
+
+def test_a_real_training_without_memory_fails_alone_and_trains_within_an_allowance(
+    bench: Bench, tmp_path: Path, digits: Model, digits_train: Dataset
+) -> None:
+    model, data = tmp_path / "model.tflite", tmp_path / "data.npz"
+    model.write_bytes(digits.data)
+    np.savez(data, x=digits_train.inputs, y=digits_train.labels)
+    job = replace(
+        JOB,
+        model=digits.digest,
+        model_path=str(model),
+        data_path=str(data),
+        tensors=tuple(each.index for each in trainable_tensors(digits, "all")),
+        plan=replace(JOB.plan, batch_size=4000),
+        max_samples=4000,
+    )
+    trainer = TrainerProcess(TrainingConfig(), bench.stop, [sys.executable, "-c", LIMITED])
+    with pytest.raises(TrainerMemoryError, match="out of memory") as caught:
+        trainer.run(job, time.monotonic() + 60)
+    assert caught.value.need_kib > 1000
+    assert children() == []  # what it still held is free
+    small = replace(job, budget_kib=10_000)  # the control: this much there is
+    assert trainer.run(small, time.monotonic() + 60).samples == 4000
     trainer.close()
 
 

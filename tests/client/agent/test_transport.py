@@ -159,7 +159,7 @@ def test_a_body_that_breaks_off_is_a_network_error() -> None:
 
         def hang_up() -> None:
             server.wait_for(lambda _: True)
-            connection.interrupt()
+            server.hang_up()
 
         threading.Thread(target=hang_up).start()
         with pytest.raises(NetworkError):
@@ -191,7 +191,6 @@ def test_a_stop_ends_a_long_poll_at_once() -> None:
 
     with serving(script) as server:
         connection = connect(server, stop=stop)
-        stop.interrupts.append(connection.interrupt)
         previous = signal.signal(signal.SIGUSR1, lambda *_: stop.request())
         try:
             main = threading.get_ident()
@@ -222,7 +221,6 @@ def test_a_stop_ends_an_attempt_to_connect() -> None:
             second.connect_ex(address)
             endpoint = Endpoint("127.0.0.1", address[1], tls=False)
             connection = Connection(endpoint, None, stop)
-            stop.interrupts.append(connection.interrupt)
             previous = signal.signal(signal.SIGALRM, lambda *_: stop.request())
             try:
                 signal.setitimer(signal.ITIMER_REAL, 0.2)
@@ -371,7 +369,7 @@ def test_a_download_goes_on_where_it_broke_off(models: Models) -> None:
         if len(server.requests) > 1:
             return ranged(request)
         head, _, body = ranged(request).partition(b"\r\n\r\n")
-        threading.Timer(0.2, connection.interrupt).start()
+        threading.Timer(0.2, server.hang_up).start()
         return head + b"\r\n\r\n" + body[:100_000]
 
     with connected(script) as (server, connection):
@@ -445,7 +443,7 @@ def test_unfinished_downloads_do_not_pile_up(models: Models) -> None:
 
     def script(request: Request) -> bytes | None:
         server.wait_for(lambda _: True)
-        threading.Timer(0.05, connection.interrupt).start()
+        threading.Timer(0.05, server.hang_up).start()
         return answer(200, MODEL)[:-100]
 
     with connected(script) as (server, connection):

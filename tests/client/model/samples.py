@@ -147,7 +147,7 @@ def further() -> Network:
     x = _apply(network, _Op.SPACE_TO_BATCH_ND, [x, blocks, edges], (4, 2, 2, 4))
     x = _apply(network, _Op.BATCH_TO_SPACE_ND, [x, blocks, edges], image)
     grid = network.tensors[x]
-    sizes = _ints(network, [2, 2])
+    sizes = _ints(network, [2, -1])
     halves = [
         network.tensor((1, 4, 4, 2), scales=grid["scales"], zeros=grid["zeros"]) for _ in range(2)
     ]

@@ -10,6 +10,7 @@ A failure names the seed: `mutant(seed)` makes the file again.
 
 from __future__ import annotations
 
+import os
 import random
 import struct
 import subprocess
@@ -241,8 +242,50 @@ def test_a_file_that_takes_too_long_is_said_to(monkeypatch: pytest.MonkeyPatch) 
 
 
 def test_a_sound_file_passes_the_probe() -> None:
-    for data in samples.files():
+    for data in (*samples.files(), b"no model at all"):
         probe.probe(data)
+
+
+@pytest.mark.parametrize(
+    "code",
+    ["raise SystemExit(1)", "import nowhere", "print('something else')", "raise SystemExit(77)"],
+)
+def test_a_probe_that_does_not_work_is_no_verdict(
+    monkeypatch: pytest.MonkeyPatch, code: str
+) -> None:
+    """Control: neither a sound file nor a damaged one passes then."""
+    monkeypatch.setattr(probe, "COMMAND", (sys.executable, "-c", code))
+    with pytest.raises(FedlearnError, match="check of the file did not work") as caught:
+        probe.probe(samples.files()[0])
+    assert not isinstance(caught.value, ModelError)
+    if "nowhere" in code:
+        assert "No module named 'nowhere'" in caught.value.message
+    monkeypatch.setattr(probe, "COMMAND", ("/nowhere/python",))
+    with pytest.raises(FedlearnError, match="cannot start"):
+        probe.probe(b"")
+
+
+def test_a_signal_without_a_name_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    kill = "import os; os.kill(os.getpid(), 40)"
+    monkeypatch.setattr(probe, "COMMAND", (sys.executable, "-c", kill))
+    with pytest.raises(ModelError, match=r"\(signal 40\)"):
+        probe.probe(b"")
+
+
+def test_the_probe_imports_this_package(tmp_path: Path) -> None:
+    """Also where only PYTHONPATH leads to it, and beside files with the names of modules."""
+    (tmp_path / "numpy.py").write_text("raise SystemExit('the wrong one')")
+    (tmp_path / "m.tflite").write_bytes(samples.files()[0])
+    code = "import sys; from fedlearn.cli import main; sys.exit(main())"
+    done = subprocess.run(
+        [sys.executable, "-P", "-c", code, "model", "inspect", "m.tflite"],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
 
 
 @pytest.mark.parametrize(

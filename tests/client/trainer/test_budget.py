@@ -4,16 +4,21 @@
 from __future__ import annotations
 
 import tracemalloc
+from dataclasses import replace
 
+import numpy as np
 import pytest
 
 from fedlearn.dataset import Dataset
-from fedlearn.errors import TrainerError
+from fedlearn.errors import ModelError, TrainerError
 from fedlearn.model import Model
 from fedlearn.trainer.budget import choose, measure
+from fedlearn.trainer.tail import Tail
 from fedlearn.trainer.tails import trainable_tensors
 from fedlearn.trainer.training import train
 from fedlearn.wire.messages import TrainingPlan
+from fedlearn_demo.digits import MODEL_PATH, load_train
+from tests import models
 
 PLAN = TrainingPlan("softmax_cross_entropy", epochs=1, batch_size=16, learning_rate=0.05)
 SAMPLES = 200
@@ -60,12 +65,14 @@ def test_what_is_left_goes_to_biases(digits: Model) -> None:
 
 
 def test_the_last_resort_is_the_last_bias(digits: Model) -> None:
-    weight, bias = _numbers(digits, "last")
+    # Of a layer with so many weights that its bias alone needs clearly less.
+    weight, bias = allowed = _numbers(digits, "dense")[:2]
     least = measure(digits, [bias], PLAN, SAMPLES).total
-    if least + 2 * NOISE < measure(digits, [weight, bias], PLAN, SAMPLES).total:
-        assert [t.index for t in choose(digits, PLAN, least + NOISE, SAMPLES).tensors] == [bias]
+    assert least + 2 * NOISE < measure(digits, [weight, bias], PLAN, SAMPLES).total
+    choice = choose(digits, PLAN, least + NOISE, SAMPLES, allowed)
+    assert [tensor.index for tensor in choice.tensors] == [bias]
     with pytest.raises(TrainerError, match="the least needs"):
-        choose(digits, PLAN, least - NOISE, SAMPLES)
+        choose(digits, PLAN, least - NOISE, SAMPLES, allowed)
 
 
 def test_only_what_is_allowed_is_picked(digits: Model) -> None:
@@ -74,21 +81,62 @@ def test_only_what_is_allowed_is_picked(digits: Model) -> None:
     assert [tensor.index for tensor in choice.tensors] == allowed
 
 
-@pytest.mark.parametrize("tail", ["last", "dense", "all"])
-def test_what_is_measured_is_what_training_needs(
-    digits: Model, digits_train: Dataset, tail: str
-) -> None:
+@pytest.mark.parametrize("batch", [1, 4, 16])
+@pytest.mark.parametrize(
+    ("name", "tail"),
+    [
+        ("digits", "last"),
+        ("digits", "dense"),
+        ("digits", "all"),
+        ("digits", "biases"),
+        ("mobilenet", "4"),
+        ("mobilenet", "all"),
+        ("mobilenet", "biases"),
+    ],
+)
+def test_what_is_measured_is_what_training_needs(name: str, tail: str, batch: int) -> None:
     """The oracle is the peak of a real training, as tracemalloc counts it."""
-    data = Dataset(digits_train.inputs[:SAMPLES], digits_train.labels[:SAMPLES])
-    numbers = _numbers(digits, tail)
-    train(digits, numbers, data, PLAN, seed=1)  # what is imported and cached once
+    model = Model.parse((MODEL_PATH if name == "digits" else models.MOBILENET_PATH).read_bytes())
+    x, y = load_train() if name == "digits" else models.load_train()
+    data = Dataset.from_arrays(x[:40], y[:40], model)
+    numbers = _numbers(model, "all" if tail == "biases" else tail)
+    if tail == "biases":
+        numbers = [number for number in numbers if model.tensors[number].dtype == "int32"]
+    plan = replace(PLAN, batch_size=batch)
+    train(model, numbers, data, replace(plan, steps=1), seed=1)  # what is imported and cached once
     tracemalloc.start()
-    train(digits, numbers, data, PLAN, seed=1)
+    train(model, numbers, data, plan, seed=1)
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
-    told = measure(digits, numbers, PLAN, SAMPLES).total * 1024
-    # Calibration has copies of the model's bytes, 57 kB each.
-    assert 0.7 * told < peak < 1.3 * told + 4 * len(digits.data)
+    told = measure(model, numbers, plan, len(data)).total * 1024
+    assert 0.8 * told < peak < 1.1 * told + NOISE * 1024
+
+
+def test_a_batch_larger_than_the_data_is_one_of_all(digits: Model) -> None:
+    numbers = _numbers(digits, "all")
+    huge = measure(digits, numbers, replace(PLAN, batch_size=1 << 40), 4).total
+    assert abs(huge - measure(digits, numbers, replace(PLAN, batch_size=4), 4).total) <= NOISE
+    with pytest.raises(ModelError, match="does not fit"):
+        measure(digits, numbers, replace(PLAN, batch_size=1 << 40), 1 << 40)
+
+
+@pytest.mark.parametrize("name", ["digits", "mobilenet"])
+def test_a_forward_pass_for_biases_keeps_no_operands(name: str) -> None:
+    """The patches and copies of the input that only a weight's gradient needs."""
+    model = Model.parse((MODEL_PATH if name == "digits" else models.MOBILENET_PATH).read_bytes())
+    numbers = [n for n in _numbers(model, "all") if model.tensors[n].dtype == "int32"]
+    operands = {"_patches", "_padded", "_x"}
+    for chosen, found in ((numbers, False), (_numbers(model, "all"), True)):
+        tail = Tail(model, chosen)
+        kinds = {type(each) for each in tail.weighted}
+        shape = model.tensors[model.entry].shape[1:]
+        outputs = tail.forward((np.zeros((2, *shape), np.int8),))
+        kept = [operands & set(vars(each)) for each in tail.weighted]
+        assert [bool(each) for each in kept] == [found] * len(kept)
+        tail.backward(np.ones_like(outputs))
+        tail.forward((np.zeros((2, *shape), np.int8),), keeps=False)
+        assert not any({*each.kept} & set(vars(each)) for each in tail.layers)
+    assert len(kinds) == (2 if name == "digits" else 3)
 
 
 def test_a_sparse_choice_trains_what_it_names(digits: Model, digits_train: Dataset) -> None:

@@ -104,6 +104,8 @@ def _layer(network: Network) -> tuple[Model, WeightedLayer]:
     model = Model.parse(network.write())
     found = LAYERS[model.operators[0].name](model, model.operators[0])
     assert isinstance(found, WeightedLayer)
+    found.mark({found.weight_index, found.bias_index})
+    assert isinstance(found, WeightedLayer)
     return model, found
 
 

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from numpy.typing import NDArray
 
-from fedlearn.errors import TrainerError
+from fedlearn.errors import ConfigError, TrainerError
 from fedlearn.model import Model
 from fedlearn.trainer.loss import (
     MeanSquaredError,
@@ -112,3 +112,13 @@ def test_weights_that_are_none_are_refused(digits: Model, weights: tuple[float, 
         make_loss("softmax_cross_entropy", digits, weights)
     with pytest.raises(TrainerError, match="no classes"):
         make_loss("mean_squared_error", digits, (1.0,))
+
+
+@pytest.mark.parametrize("loss", ["softmax_cross_entropy", "sigmoid_cross_entropy"])
+@pytest.mark.parametrize("count", [1, 3, 9, 10, 11])
+def test_there_is_a_weight_for_each_class(digits: Model, loss: str, count: int) -> None:
+    if count == 10:
+        make_loss(loss, digits, (1.0,) * count)
+        return
+    with pytest.raises(ConfigError, match=f"{count} class weights, the model has 10 classes"):
+        make_loss(loss, digits, (1.0,) * count)

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from dataclasses import replace
 from typing import Any
 
@@ -11,7 +12,7 @@ import numpy as np
 import pytest
 
 from fedlearn.dataset import Dataset
-from fedlearn.errors import DatasetError
+from fedlearn.errors import DatasetError, TrainerError
 from fedlearn.evaluation import evaluate
 from fedlearn.model import Model
 from fedlearn.trainer.loss import SoftmaxCrossEntropy
@@ -77,6 +78,27 @@ def test_the_proximal_term_holds_the_model_back(digits: Model, data: Dataset) ->
         for mu in (0.0, 1.0, 10.0)
     ]
     assert ways[0] > 1.3 * ways[1] > 1.7 * ways[2] > 0
+
+
+def test_a_pull_past_the_start_is_refused(digits: Model, data: Dataset) -> None:
+    """lr mu = 1 goes all of the way back in a step, more of it swings ever wider."""
+    for mu, refused in ((19.9, False), (20.0, True), (50.0, True)):
+        plan = replace(PLAN, proximal=mu, steps=1)
+        assert plan.overshoots == refused
+        if refused:
+            with pytest.raises(TrainerError, match="below 1"):
+                _train(digits, data, plan)
+        else:
+            _train(digits, data, plan)
+
+
+def test_the_norm_is_added_up_one_by_one(digits: Model, monkeypatch: pytest.MonkeyPatch) -> None:
+    """From Python 3.12 on sum() would not lose the ones."""
+    tail = Tail(digits, [tensor.index for tensor in trainable_tensors(digits, "all")])
+    squares = iter([2.0**53, 1.0, 1.0, 1.0])
+    monkeypatch.setattr(WeightedLayer, "gradient_square", lambda _: next(squares))
+    monkeypatch.setattr("builtins.sum", math.fsum)
+    assert tail.gradient_norm() == 2.0**26.5
 
 
 def test_the_gradients_norm_is_that_of_the_real_gradients(digits: Model, data: Dataset) -> None:

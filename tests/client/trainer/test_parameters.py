@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from numpy.typing import NDArray
 
+from fedlearn.errors import TrainerError
 from fedlearn.trainer.dither import Dither
 from fedlearn.trainer.error_quantisation import quantise
 from fedlearn.trainer.parameters import Parameter
@@ -125,6 +126,7 @@ def test_quantised_errors(errors: NDArray[Any]) -> None:
     assert np.abs(integers).max() >= 63, "half of the range is used"
 
 
-def test_errors_that_are_no_numbers_train_nothing() -> None:
-    integers, _ = quantise(np.array([[np.nan, 1.0], [np.inf, 0.0]], np.float32))
-    assert not integers.any()
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+def test_errors_that_are_no_numbers_are_refused(bad: float) -> None:
+    with pytest.raises(TrainerError, match="beyond every number"):
+        quantise(np.array([[bad, 1.0], [2.0, 0.0]], np.float32))

@@ -69,7 +69,7 @@ def test_every_range_is_what_a_wide_grid_holds(name: str, mobilenet: Model) -> N
     found = measured(model, x, "all" if name == "untrained" else "12")
     kinds = {op.name for op in model.operators if op.outputs[0] in found}
     assert kinds >= ({"ADD", "MEAN", "CONV_2D"} if name == "mobilenet" else {"FULLY_CONNECTED"})
-    cut = 0
+    cut = compared = 0
     for index, each in found.items():
         low, high = held(model.tensors[index])
         wide = rescale(model, {index: (4 * low, 4 * high)})
@@ -87,7 +87,10 @@ def test_every_range_is_what_a_wide_grid_holds(name: str, mobilenet: Model) -> N
         most = float(((values > high - step) | (values < low + step)).mean())
         assert share <= each.clipped <= most or each.clipped == pytest.approx(share, abs=0.02)
         cut += each.clipped > 0.01
-    assert cut >= (2 if name == "untrained" else 0)
+        compared += 1
+    assert compared >= (4 if name == "untrained" else 8)
+    # The other file fits what it was calibrated on.
+    assert cut >= 2 if name == "untrained" else cut == 0
 
 
 @pytest.mark.parametrize(

@@ -11,6 +11,8 @@ import pytest
 from fedlearn.model import Model
 from fedlearn.trainer import rehearsal
 from fedlearn.trainer.local import LocalResult, train_file
+from fedlearn.trainer.tail import Tail
+from fedlearn.trainer.tails import trainable_tensors
 from fedlearn.wire.messages import ActivationRange, TrainingPlan
 from fedlearn_demo.digits import MODEL_PATH, load_test, load_train
 from tests.models import UNTRAINED_PATH
@@ -49,7 +51,7 @@ def test_an_untrained_file_learns(folder: Path, monkeypatch: pytest.MonkeyPatch)
     run(folder, UNTRAINED_PATH)
     assert (folder / "out.tflite").read_bytes() == first
     # The control: with the scales of the file it cannot.
-    monkeypatch.setattr("fedlearn.trainer.local.is_cut_off", lambda _: False)
+    monkeypatch.setattr("fedlearn.trainer.local.is_cut_off", lambda *_: False)
     monkeypatch.setattr("fedlearn.trainer.local.finished", lambda m, t: m.patched(t.values))
     result = run(folder, UNTRAINED_PATH)
     assert result.rescaled == 0
@@ -67,9 +69,19 @@ def test_a_file_that_fits_is_trained_once(folder: Path, monkeypatch: pytest.Monk
     assert result.after.accuracy > 0.9
 
 
-def test_the_last_activation_alone_is_no_reason() -> None:
+def test_clipped_logits_alone_are_no_reason() -> None:
     much = ActivationRange(1, 0.0, 1.0, 0.5)
     little = ActivationRange(0, 0.0, 1.0, 0.01)
-    assert not rehearsal.is_cut_off([little, much])
-    assert rehearsal.is_cut_off([much, little])
-    assert not rehearsal.is_cut_off([])
+    assert not rehearsal.is_cut_off([little, much], 1)
+    assert rehearsal.is_cut_off([little, much], 0)
+    assert rehearsal.is_cut_off([little, much], None)
+    assert not rehearsal.is_cut_off([], None)
+
+
+def test_only_a_head_that_hands_over_accumulators_makes_logits(digits: Model) -> None:
+    numbers = [tensor.index for tensor in trainable_tensors(digits, "dense")]
+    *_, dense, last, softmax = digits.operators
+    assert Tail(digits, numbers).logits == last.outputs[0]
+    # The SOFTMAX's int8 output is judged as it is.
+    assert Tail(digits, numbers, absorbed=None).logits is None
+    assert {dense.name, softmax.name} == {"FULLY_CONNECTED", "SOFTMAX"}

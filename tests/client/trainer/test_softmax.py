@@ -11,8 +11,13 @@ import tflite
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fedlearn.errors import ModelError
-from tests.client.networks import Operand, joined, softmax
+from fedlearn.errors import ModelError, UnsupportedOperatorError
+from fedlearn.model import Model
+from fedlearn.runtime import Session
+from fedlearn.trainer.loss import SoftmaxCrossEntropy
+from fedlearn.trainer.tail import Tail
+from tests.client.networks import Operand, convolution, fully_connected, joined, softmax
+from tests.client.networks import layer as dense_layer
 from tests.client.trainer.elementwise import (
     centred,
     exact_errors,
@@ -111,6 +116,49 @@ def test_backward_follows_the_real_function(beta: float) -> None:
     # Control: without the sum over the other outputs it would not do.
     own = beta * errors * _definition(beta)(real([source], values)[0])
     assert np.abs(own - expected).max() > 5 * near
+
+
+def _classifier(beta: float, places: int = 1) -> Model:
+    """A layer with weights and the SOFTMAX that a loss takes into itself."""
+    rng = np.random.default_rng(6)
+    wide = (1,) if places == 1 else (1, places)
+    network = dense_layer(
+        tflite.BuiltinOperator.FULLY_CONNECTED if places == 1 else tflite.BuiltinOperator.CONV_2D,
+        rng,
+        input_shape=(*wide, 8) if places == 1 else (1, 1, places, 8),
+        output_shape=(*wide, 5) if places == 1 else (1, 1, places, 5),
+        weight_shape=(5, 8) if places == 1 else (5, 1, 1, 8),
+        options=fully_connected(activation=0)
+        if places == 1
+        else convolution(padding=0, stride=(1, 1), dilation=(1, 1), activation=0),
+        terms=8,
+        channel_axis=0,
+    )
+    (logits,) = network.outputs
+    shares = network.tensor(network.tensors[logits]["shape"], scales=1 / 256, zeros=-128)
+    network.operator(CODE, [logits], [shares], softmax(beta))
+    network.outputs = [shares]
+    return Model.parse(network.write())
+
+
+def test_the_loss_is_that_of_the_interpreters_probabilities() -> None:
+    model = _classifier(1.0)
+    tail = Tail(model, model.operators[0].inputs[1:])
+    x = np.random.default_rng(7).integers(-128, 128, (400, 8)).astype(np.int8)
+    labels = Session(model.data).run(x).argmax(axis=1).astype(np.int64)
+    shares = (Session(model.data).run(x).astype(np.float64) + 128) / 256
+    expected = -np.log(shares[np.arange(len(x)), labels]).sum()
+    got = SoftmaxCrossEntropy().judge(tail.forward((x,)), labels).loss
+    assert got == pytest.approx(expected, rel=0.05)
+
+
+@pytest.mark.parametrize(("beta", "places"), [(2.0, 1), (0.5, 1), (1.0, 3)])
+def test_a_last_softmax_that_the_loss_is_not_is_refused(beta: float, places: int) -> None:
+    model = _classifier(beta, places)
+    numbers = model.operators[0].inputs[1:]
+    with pytest.raises(UnsupportedOperatorError, match=r"operator 1 \(SOFTMAX\)"):
+        Tail(model, numbers)
+    assert len(Tail(model, numbers, absorbed=None).layers) == 2
 
 
 def test_an_output_in_another_grid_is_refused() -> None:

@@ -7,6 +7,7 @@ import hashlib
 import os
 import subprocess
 import sys
+import tracemalloc
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -30,12 +31,14 @@ from fedlearn.trainer import weighted
 from fedlearn.trainer.local import train_file
 from fedlearn.trainer.loss import SoftmaxCrossEntropy
 from fedlearn.trainer.order import device_seed, philox, sample_order
+from fedlearn.trainer.requantisation import Arithmetic
 from fedlearn.trainer.selftest import calibrate
 from fedlearn.trainer.tail import Tail
 from fedlearn.trainer.tails import trainable_tensors
 from fedlearn.trainer.training import Training, train
 from fedlearn.trainer.weighted import WeightedLayer
 from fedlearn.wire.messages import TrainingPlan
+from tests.models import KEYWORDS_PATH
 
 PLAN = TrainingPlan("softmax_cross_entropy", epochs=1, batch_size=32, learning_rate=0.1)
 
@@ -232,6 +235,68 @@ def test_a_far_too_large_learning_rate_does_not_kill_the_model(
     assert accuracy < 0.2 if limit > 1e6 else accuracy > 0.85
 
 
+@pytest.mark.parametrize("limit", [weighted.LARGEST_STEP, 1e9], ids=["clipped", "control"])
+def test_nor_does_it_where_only_biases_train(
+    digits: Model,
+    digits_train: Dataset,
+    digits_test: Dataset,
+    limit: float,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(weighted, "LARGEST_STEP", limit)
+    plan = replace(PLAN, learning_rate=0.4, batch_size=16)
+    biases = [n for n in _numbers(digits, "all") if digits.tensors[n].dtype == "int32"]
+    training = train(digits, biases, digits_train, plan, seed=7)
+    accuracy = evaluate(digits.patched(training.values), digits_test).known_accuracy
+    assert accuracy < 0.2 if limit > 1e6 else accuracy > 0.45
+
+
+def test_real_labels_that_float32_cannot_hold_are_refused(digits: Model) -> None:
+    x = np.zeros((2, 784), np.uint8)
+    for bad in (1e300, np.inf, np.nan):
+        with pytest.raises(DatasetError, match="finite"):
+            Dataset.from_arrays(x, np.full((2, 10), bad), digits, "mean_squared_error")
+
+
+def test_float_samples_are_quantised_in_little_memory(digits: Model) -> None:
+    x = np.random.default_rng(5).uniform(-0.02, 1.02, (4013, 784)).astype(np.float32)
+    entry = digits.tensors[digits.entry]
+    tracemalloc.start()
+    made = Dataset.from_arrays(x, np.zeros(len(x), int), digits).inputs
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < made.nbytes + (4 << 20)
+    steps = np.rint(x.astype(np.float64) / entry.scale) + entry.zero_point
+    np.testing.assert_array_equal(made.reshape(x.shape), np.clip(steps, -128, 127).astype(np.int8))
+    x[-1, -1] = np.nan
+    with pytest.raises(DatasetError, match="NaN"):
+        Dataset.from_arrays(x, np.zeros(len(x), int), digits)
+
+
+def test_small_batches_calibrate_as_one_large_one_does(
+    digits: Model, digits_train: Dataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where the arithmetic that is tried first is wrong in samples of a later batch only."""
+    usual = WeightedLayer.arithmetics
+    monkeypatch.setattr(WeightedLayer, "arithmetics", lambda layer: usual(layer)[::-1])
+    chosen: dict[int, list[Arithmetic]] = {}
+    choose = WeightedLayer.choose
+
+    def note(layer: WeightedLayer, arithmetic: Arithmetic) -> None:
+        chosen.setdefault(layer.operator.index, []).append(arithmetic)
+        choose(layer, arithmetic)
+
+    monkeypatch.setattr(WeightedLayer, "choose", note)
+    last = []
+    for batch in (1, 5, 16):
+        chosen.clear()
+        tail = Tail(digits, _numbers(digits, "all"))
+        calibrate(tail, digits, digits_train.inputs, batch=batch)
+        last.append({index: each[-1] for index, each in chosen.items()})
+    assert last[0] == last[1] == last[2]
+    assert max(map(len, chosen.values())) > 2, "some layer had to try a second one"
+
+
 def test_more_samples_than_allowed_are_drawn_by_the_seed(
     digits: Model, digits_train: Dataset
 ) -> None:
@@ -304,7 +369,10 @@ def test_training_a_file(digits_file: bytes, tmp_path: Path, digits_train: Datas
 @pytest.mark.parametrize(
     ("arrays", "reason"),
     [
-        ({"x": np.zeros((3, 28, 28), np.uint8)}, "lacks an array"),
+        ({"x": np.zeros((3, 28, 28), np.uint8)}, "holds x, but no y.*--loss mean_squared_error"),
+        ({"a": np.zeros(3), "y": np.zeros(3)}, "holds a, y, but no x"),
+        ({"x": np.zeros((3, 1, 784, 1)), "y": np.zeros(3, int)}, r"reshape\(len\(x\), -1\)"),
+        ({"x": np.ones((3, 784)), "y": np.eye(10, dtype=int)[:3]}, "--loss sigmoid_cross_entropy"),
         ({"x": np.zeros((3, 5), np.uint8), "y": np.zeros(3, int)}, "the model takes"),
         ({"x": np.zeros((3, 784), np.uint8), "y": np.zeros(2, int)}, "labels are"),
         ({"x": np.zeros((3, 784), np.uint8), "y": np.array([0, 1, 10])}, "10 classes"),
@@ -326,9 +394,35 @@ def test_unfit_data_is_refused_with_the_reason(
         Dataset.load(path, digits)
 
 
+@pytest.mark.parametrize(
+    ("shape", "fits"),
+    [
+        ((2, 49, 10, 1), True),
+        ((2, 49, 10), True),
+        ((2, 1, 49, 10), True),
+        ((2, 490), True),
+        ((2, 10, 49, 1), False),
+        ((2, 10, 49), False),
+        ((2, 7, 70), False),
+        ((2, 490, 1), False),
+    ],
+)
+def test_only_the_models_order_of_axes_is_taken(shape: tuple[int, ...], fits: bool) -> None:
+    model = Model.parse(KEYWORDS_PATH.read_bytes())
+    x = np.arange(980).reshape(shape).astype(np.int8)
+    if fits:
+        taken = Dataset.from_arrays(x, np.zeros(2, int), model).inputs
+        np.testing.assert_array_equal(taken, x.reshape(2, 49, 10, 1))
+        return
+    with pytest.raises(DatasetError, match=r"transpose|reshape"):
+        Dataset.from_arrays(x, np.zeros(2, int), model)
+
+
 def test_files_that_are_no_data_are_refused(digits: Model, tmp_path: Path) -> None:
     with pytest.raises(MissingFileError, match="there is no data file"):
         Dataset.load(tmp_path / "absent.npz", digits)
+    with pytest.raises(DatasetError, match=r"cannot read .* Is a directory"):
+        Dataset.load(tmp_path, digits)
     good = tmp_path / "good.npz"
     np.savez_compressed(good, x=np.arange(7840).reshape(10, 784) % 251 / 251, y=np.arange(10))
     damaged = bytearray(good.read_bytes())
