@@ -136,4 +136,4 @@ def test_the_real_bitbake(oe: list[Release], capfd: pytest.CaptureFixture[str]) 
     assert oe
     with capfd.disabled():
         code = real.main([os.environ["OE"]])
-    assert code == 0, f"see {real.LOGS}/report.json"
+    assert code == 0, f"returned {code}; what it printed is above, logs are in {real.LOGS}"
