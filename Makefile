@@ -12,9 +12,11 @@ BOARD ?=
 RELEASE ?= wrynose
 IMAGE ?=
 DEVICE ?=
+OE ?=
+OE_USER ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-benchmarks lint bench-accuracy bench-trainer image flash clean
+.PHONY: help demo test test-benchmarks lint layer-check bench-accuracy bench-trainer image flash clean
 
 help: ## Show what there is to make
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-16s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -37,6 +39,9 @@ test-benchmarks: $(BENCH)/done ## Run the benchmarks' own tests, which need PyTo
 
 lint: $(VENV)/dev ## Run the linters alone
 	@$(RUN)/python -m pytest -q tests/lint
+
+layer-check: $(VENV)/dev ## Check the BitBake layer; OE=<folder of checkouts> [OE_USER=<user>] in the real BitBake, too
+	@OE="$(OE)" OE_USER="$(OE_USER)" $(RUN)/python -m pytest tests/layer $(ARGS)
 
 bench-accuracy: $(BENCH)/done ## int8 against float32 federated learning, side by side, 5 seeds
 	@$(BENCH)/bin/python -m tests.benchmarks.accuracy $(ARGS)

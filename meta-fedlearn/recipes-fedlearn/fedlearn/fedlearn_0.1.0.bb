@@ -86,6 +86,7 @@ RDEPENDS:${PN} += "\
     python3-json \
     python3-logging \
     python3-math \
+    python3-misc \
     python3-mmap \
     python3-netclient \
     python3-numbers \
