@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.layer import registry
+from fedlearn_qemu.layer import registry
 from tests.layer.real import Release, releases_in
 
 NO_OE = "needs OE-core: make layer-check OE=<folder of checkouts>"

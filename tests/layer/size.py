@@ -14,9 +14,9 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from tests.layer.install import Target, blocks_bytes, install, part, size_bytes
-from tests.layer.recipe import PYTHONS, ROOT, read, recipes
-from tests.layer.registry import UnreachableError
+from fedlearn_qemu.layer.install import Target, blocks_bytes, install, part, size_bytes
+from fedlearn_qemu.layer.recipe import PYTHONS, ROOT, read, recipes
+from fedlearn_qemu.layer.registry import UnreachableError
 
 JSON = ROOT / "build/layer-check/size.json"
 

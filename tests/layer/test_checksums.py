@@ -10,10 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from tests.layer import registry
-from tests.layer.install import Target, source_of
-from tests.layer.recipe import PYTHONS, Recipe, find, read, recipes
-from tests.layer.registry import MissingError, Source, fetch, sha256
+from fedlearn_qemu.layer import registry
+from fedlearn_qemu.layer.install import Target, source_of
+from fedlearn_qemu.layer.recipe import PYTHONS, Recipe, find, read, recipes
+from fedlearn_qemu.layer.registry import MissingError, Source, fetch, sha256
 
 MACHINES = ("aarch64", "x86_64")
 

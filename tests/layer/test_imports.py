@@ -14,10 +14,11 @@ from pathlib import Path
 import pytest
 import zeroconf
 
-from tests.layer import registry, splits
-from tests.layer.install import Target, source_of
+from fedlearn_qemu.layer import registry
+from tests.layer import splits
+from fedlearn_qemu.layer.install import Target, source_of
 from tests.layer.real import Release
-from tests.layer.recipe import ROOT, find
+from fedlearn_qemu.layer.recipe import ROOT, find
 from tests.layer.splits import CORE, SPLITS, THIRD_PARTY, Manifest, imports, is_standard
 
 OURS = ("fedlearn", "fedlearn_aggregator")

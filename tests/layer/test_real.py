@@ -10,7 +10,7 @@ import pytest
 
 from tests.layer import kasfiles, real
 from tests.layer.real import RealError, Release
-from tests.layer.recipe import LAYER
+from fedlearn_qemu.layer.recipe import LAYER
 
 
 def checkouts(folder: Path, corename: str = "wrynose") -> Path:

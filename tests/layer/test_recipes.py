@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.layer.recipe import LAYER, ROOT, read
+from fedlearn_qemu.layer.recipe import LAYER, ROOT, read
 from tests.layer.waivers import NOT_RUN, WAIVERS, Waiver
 from tests.lint.test_linters import tool, tracked
 

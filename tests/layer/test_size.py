@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.layer.install import Target, install, matches, part
-from tests.layer.recipe import PYTHONS, find
-from tests.layer.registry import UnreachableError
+from fedlearn_qemu.layer.install import Target, install, matches, part
+from fedlearn_qemu.layer.recipe import PYTHONS, find
+from fedlearn_qemu.layer.registry import UnreachableError
 from tests.layer.size import JSON, Size, sizes, table, write
 
 # The root file system may have 90 MB, of which Python, NumPy and systemd take most.

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.layer.install import Target, install
-from tests.layer.recipe import LAYER, find
+from fedlearn_qemu.layer.install import Target, install
+from fedlearn_qemu.layer.recipe import LAYER, find
 
 RECIPES = (
     "fedlearn",

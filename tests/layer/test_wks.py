@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 
 from tests.layer.real import Release
-from tests.layer.recipe import LAYER, read
-from tests.layer.wks import WksError
-from tests.layer.wks import read as read_wks
+from fedlearn_qemu.layer.recipe import LAYER, read
+from fedlearn_qemu.layer.wks import WksError
+from fedlearn_qemu.layer.wks import read as read_wks
 
 IMAGES = LAYER / "recipes-fedlearn/images"
 FILES = sorted(LAYER.rglob("*.wks"))

@@ -52,7 +52,8 @@ def test_code_is_formatted() -> None:
 
 @pytest.mark.slow
 def test_types_hold() -> None:
-    run(tool("mypy"), "client/fedlearn", "aggregator/fedlearn_aggregator", "demo/fedlearn_demo")
+    packages = ("client/fedlearn", "aggregator/fedlearn_aggregator", "demo/fedlearn_demo")
+    run(tool("mypy"), *packages, "qemu/fedlearn_qemu")
 
 
 @pytest.mark.slow

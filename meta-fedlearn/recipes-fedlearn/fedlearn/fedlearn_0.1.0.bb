@@ -31,8 +31,8 @@ FEDLEARN_TFLITE_RUNTIME ?= "python3-ai-edge-litert"
 FEDLEARN_TFLITE_RUNTIME:arm ?= "python3-tensorflow-lite"
 
 do_install:append() {
-    # The demonstration is no part of a device.
-    rm ${D}${bindir}/fedlearn-demo
+    # The demonstration and the emulated devices are no part of a device.
+    rm ${D}${bindir}/fedlearn-demo ${D}${bindir}/fedlearn-qemu
 
     install -d ${D}${systemd_system_unitdir}
     for unit in fedlearn.service fedlearn.slice fedlearn-aggregator.service fedlearn-aggregator-init.service; do

@@ -11,7 +11,9 @@ import re
 from dataclasses import dataclass, field
 from pathlib import Path
 
-ROOT = Path(__file__).parents[2]
+from fedlearn_qemu.source import source_root
+
+ROOT = source_root()
 LAYER = ROOT / "meta-fedlearn"
 
 ASSIGNMENT = re.compile(
@@ -56,10 +58,12 @@ class Recipe:
 
     @property
     def name(self) -> str:
+        """PN."""
         return self.path.stem.partition("_")[0]
 
     @property
     def version(self) -> str:
+        """PV."""
         return self.path.stem.partition("_")[2] or "1.0"
 
     def expand(self, text: str, **more: str) -> str:

@@ -10,7 +10,7 @@ import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
-from tests.layer.recipe import ROOT
+from fedlearn_qemu.layer.recipe import ROOT
 
 CACHE = ROOT / "build/layer-sources"
 

@@ -19,8 +19,8 @@ import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 
-from tests.layer import registry
-from tests.layer.recipe import FOLDERS, PYTHONS, ROOT, Recipe, RecipeError
+from fedlearn_qemu.layer import registry
+from fedlearn_qemu.layer.recipe import FOLDERS, PYTHONS, ROOT, Recipe, RecipeError
 
 # What pip writes as a script's text; the installer of the releases writes nearly the same.
 SCRIPT = "#!/usr/bin/env python3\nimport sys\nfrom {module} import {name}\nsys.exit({name}())\n"
@@ -35,10 +35,12 @@ class Target:
 
     @property
     def python(self) -> str:
+        """Its Python, such as "3.14"."""
         return PYTHONS[self.release]
 
     @property
     def site_packages(self) -> str:
+        """Where its Python looks for packages."""
         return f"{FOLDERS['libdir']}/python{self.python}/site-packages"
 
 
@@ -137,11 +139,13 @@ def scripts(known: dict[str, str], points: dict[str, str]) -> None:
         (folder / command).chmod(0o755)
 
 
-def install(recipe: Recipe, target: Target, work: Path, *, wheel: bool = True) -> Path:
+def install(
+    recipe: Recipe, target: Target, work: Path, *, wheel: bool = True, compiled: bool = True
+) -> Path:
     """Install a recipe and return the folder that holds its files, as ${D}.
 
     Without `wheel` a Python project gets its commands alone: enough for what units need, and
-    no registry is asked.
+    no registry is asked. `compiled` is with the bytecode of this Python.
     """
     known = variables(recipe, target, work)
     (work / "image").mkdir(parents=True)
@@ -152,11 +156,12 @@ def install(recipe: Recipe, target: Target, work: Path, *, wheel: bool = True) -
         if wheel:
             install_wheel(recipe, target, known)
         else:
-            names = ("fedlearn", "fedlearn-aggregator", "fedlearn-demo")
+            names = ("fedlearn", "fedlearn-aggregator", "fedlearn-demo", "fedlearn-qemu")
             scripts(known, dict.fromkeys(names, "none:none"))
     if "do_install" in recipe.functions:
         shell(recipe, "do_install", known)
-    compileall.compile_dir(work / "image", quiet=2, stripdir=str(work / "image"))
+    if compiled:
+        compileall.compile_dir(work / "image", quiet=2, stripdir=str(work / "image"))
     return work / "image"
 
 

@@ -1,0 +1,151 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A LAN of its own: a network namespace with a bridge, one tap a device, and nothing else.
+
+The namespace has no name and no link to the host's: no packet leaves it, and it is gone with the
+last process in it, however this one ends. Multicast works as on a switch.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Self
+
+from fedlearn.errors import FedlearnError
+from fedlearn_qemu import tools
+
+_CLONE_NEWNET = 0x40000000
+_BRIDGE = "lan0"
+PREFIX = 24
+# RFC 5737: addresses for documentation, which no real network has.
+ADDRESS = "192.0.2.1"
+_libc = ctypes.CDLL(None, use_errno=True)
+
+
+def usable() -> bool:
+    """Whether this user may make one."""
+    return os.geteuid() == 0 and os.access("/dev/net/tun", os.W_OK)
+
+
+@dataclass(frozen=True, slots=True)
+class Port:
+    """What a device needs to be on the LAN."""
+
+    address: str
+    options: tuple[str, ...]  # of QEMU
+    append: str  # of the kernel
+
+
+class Lan:
+    """A context manager; `prefix` starts a command within the namespace."""
+
+    def __init__(self) -> None:
+        self._namespace = -1
+        self._ports = 0
+
+    def __enter__(self) -> Self:
+        tools.require(tools.LAN)
+        home = os.open("/proc/thread-self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            if _libc.unshare(_CLONE_NEWNET):
+                raise FedlearnError(f"no network namespace: {os.strerror(ctypes.get_errno())}")
+            self._namespace = os.open("/proc/thread-self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
+        finally:
+            if _libc.setns(home, _CLONE_NEWNET):
+                raise FedlearnError("cannot return to the network of this machine")
+            os.close(home)
+        self._ip("link", "set", "lo", "up")
+        self._ip("link", "add", _BRIDGE, "type", "bridge", "mcast_snooping", "0")
+        self._ip("address", "add", f"{ADDRESS}/{PREFIX}", "dev", _BRIDGE)
+        self._ip("link", "set", _BRIDGE, "up")
+        self._ip("route", "add", "224.0.0.0/4", "dev", _BRIDGE)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        os.close(self._namespace)
+
+    @property
+    def prefix(self) -> tuple[str, ...]:
+        """A command that starts another one in the namespace."""
+        return ("nsenter", f"--net=/proc/{os.getpid()}/fd/{self._namespace}")
+
+    def port(self) -> Port:
+        """Plug a device in."""
+        self._ports += 1
+        number = self._ports
+        name, address = f"tap{number}", ADDRESS.rsplit(".", 1)[0] + f".{number + 10}"
+        self._ip("tuntap", "add", name, "mode", "tap")
+        self._ip("link", "set", name, "master", _BRIDGE)
+        self._ip("link", "set", name, "up")
+        mac = f"52:54:00:12:34:{number:02x}"
+        return Port(
+            address,
+            (
+                *("-netdev", f"tap,id=net0,ifname={name},script=no,downscript=no"),
+                *("-device", f"virtio-net-pci,netdev=net0,mac={mac}"),
+            ),
+            static(address, ADDRESS),
+        )
+
+    def lose(self, percent: int) -> None:
+        """Lose frames at random, on their way to the aggregator and back; 100 parts the LAN."""
+        self.heal()
+        hooks = "".join(
+            f"chain {hook} {{ type filter hook {hook} priority 0; "
+            f"numgen random mod 100 < {percent} drop; }}\n"
+            for hook in ("input", "output")
+        )
+        self.command("nft", "-f", "-", text=f"table bridge loss {{\n{hooks}}}\n")
+
+    def heal(self) -> None:
+        """Lose nothing any more."""
+        rules = "add table bridge loss\ndelete table bridge loss\n"
+        self.command("nft", "-f", "-", text=rules)
+
+    def command(self, *command: str, text: str | None = None) -> str:
+        """Run a command within the LAN and return what it prints."""
+        return tools.call([*self.prefix, *command], text=text)
+
+    def _ip(self, *words: str) -> None:
+        self.command("ip", *words)
+
+
+class UserNetwork:
+    """Without root: QEMU's own network. It has no multicast; the aggregator has a fixed address."""
+
+    prefix: tuple[str, ...] = ()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        pass
+
+    def port(self) -> Port:
+        """Plug a device in."""
+        return Port(
+            "10.0.2.15",
+            ("-netdev", "user,id=net0,ipv6=off", "-device", "virtio-net-pci,netdev=net0"),
+            static("10.0.2.15", GATEWAY),
+        )
+
+
+# Where QEMU's own network shows the host's loopback.
+GATEWAY = "10.0.2.2"
+
+
+def static(address: str, gateway: str) -> str:
+    """The kernel's option for a fixed address, as runqemu writes it."""
+    return f"net.ifnames=0 ip={address}::{gateway}:255.255.255.0::eth0:off"
+
+
+def address_of(network: Lan | UserNetwork) -> str:
+    """The aggregator's address as devices see it."""
+    return ADDRESS if isinstance(network, Lan) else GATEWAY
+
+
+def log_of(folder: Path, name: str) -> Path:
+    """Where the console of a device is logged."""
+    return folder / f"{name}.console.log"
