@@ -27,8 +27,9 @@ APPEND = "systemd.debug_shell=hvc1"
 # The kernel's line discipline takes 4095 bytes; a longer line would be cut without a word.
 MAX_LINE_BYTES = 4000
 _MARK = "FEDLEARN"
-_PROBE_EVERY_S = 1.0
+_PROBE_EVERY_S = 2.0
 _INTERRUPT = b"\x03"
+_SEND_S = 10.0
 
 
 class GuestError(FedlearnError):
@@ -100,13 +101,19 @@ class Guest:
     def wait_for_shell(self, timeout_s: float = 120.0) -> None:
         """Wait until the guest's shell answers."""
         deadline = time.monotonic() + timeout_s
-        # Plain sh for whatever shell it is, and no echo.
-        hello = b"exec /bin/sh\nstty -echo 2>/dev/null\n"
+        # Plain sh for whatever shell it is, and no echo. What is said before the guest listens is
+        # lost, so it is said again; no answer is late, however slow the boot.
+        number = secrets.token_hex(8)
+        hello = b"exec /bin/sh\nstty -echo 2>/dev/null\n" + request("true", number)
+        received = b""
         while time.monotonic() < deadline:
-            with contextlib.suppress(GuestError):
-                if self._ask("true", _PROBE_EVERY_S, hello).code == 0:
-                    return
-            hello = b"stty -echo 2>/dev/null\n"
+            self._send(hello)
+            again = time.monotonic() + _PROBE_EVERY_S
+            while (left_s := again - time.monotonic()) > 0:
+                received += self._receive(left_s)
+            if parse(received, number) is not None:
+                self._settle()
+                return
         raise GuestError(f"the guest has no shell after {timeout_s:.0f} s")
 
     def run(self, script: str, timeout_s: float = 60.0) -> Result:
@@ -130,26 +137,41 @@ class Guest:
                 )
             time.sleep(every_s)
 
-    def _ask(self, script: str, timeout_s: float, before: bytes = b"") -> Result:
+    def _settle(self) -> None:
+        """Read the answers to all that was said before."""
+        while self._receive(_PROBE_EVERY_S):
+            pass
+
+    def _ask(self, script: str, timeout_s: float) -> Result:
         number = secrets.token_hex(8)
         deadline = time.monotonic() + timeout_s
         received = b""
+        self._send(request(script, number))
+        while (left_s := deadline - time.monotonic()) > 0:
+            received += self._receive(left_s)
+            if f"{_MARK}{number}.".encode() in received:
+                result = parse(received, number)
+                if result is not None:
+                    return result
+        self._send(_INTERRUPT + b"\n")
+        raise GuestError(f"no answer of the guest within {timeout_s:.0f} s: {script[:100]}")
+
+    def _send(self, data: bytes) -> None:
         try:
-            self._socket.sendall(before + request(script, number))
-            while (left_s := deadline - time.monotonic()) > 0:
-                self._socket.settimeout(left_s)
-                chunk = self._socket.recv(1 << 16)
-                if not chunk:
-                    raise GuestError("the guest is off")
-                received += chunk
-                if f"{_MARK}{number}.".encode() in received:
-                    result = parse(received, number)
-                    if result is not None:
-                        return result
+            self._socket.settimeout(_SEND_S)
+            self._socket.sendall(data)
+        except OSError as error:
+            raise GuestError(f"the guest takes no command: {error}") from error
+
+    def _receive(self, timeout_s: float) -> bytes:
+        """What comes within the time; nothing if nothing does."""
+        try:
+            self._socket.settimeout(timeout_s)
+            chunk = self._socket.recv(1 << 16)
         except TimeoutError:
-            pass
+            return b""
         except OSError as error:
             raise GuestError(f"the guest is off: {error.strerror}") from error
-        with contextlib.suppress(OSError):
-            self._socket.sendall(_INTERRUPT + b"\n")
-        raise GuestError(f"no answer of the guest within {timeout_s:.0f} s: {script[:100]}")
+        if not chunk:
+            raise GuestError("the guest is off")
+        return chunk
