@@ -146,6 +146,3 @@ def address_of(network: Lan | UserNetwork) -> str:
     return ADDRESS if isinstance(network, Lan) else GATEWAY
 
 
-def log_of(folder: Path, name: str) -> Path:
-    """Where the console of a device is logged."""
-    return folder / f"{name}.console.log"

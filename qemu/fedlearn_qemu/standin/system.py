@@ -10,7 +10,7 @@ from fedlearn_qemu.standin import layer
 from fedlearn_qemu.standin.users import Accounts, add_sysusers
 
 # Directories of a read-only root that programs write to: OE-core's volatile-binds.
-_VOLATILE = ("lib", "cache", "spool")
+_VOLATILE = ("lib", "cache", "log", "spool")
 _VOLATILE_UNIT = """\
 [Unit]
 Description=Changes to /var/{name} in memory
@@ -52,7 +52,7 @@ def accounts(root: Path) -> Accounts:
 def complete(root: Path) -> None:
     """Make the folder of packages a root that boots."""
     etc, units = root / "etc", root / "etc/systemd/system"
-    for name in ("boot", "data", "dev", "proc", "run", "sys", "tmp", "var/volatile"):
+    for name in ("boot", "data", "dev", "proc", "run", "srv", "sys", "tmp", "var/volatile"):
         (root / name).mkdir(parents=True, exist_ok=True)
     (etc / "fstab").write_text(layer.fstab(), "utf-8")
     (etc / "hostname").write_text(f"{layer.MACHINE}\n", "utf-8")
