@@ -16,13 +16,16 @@ OE ?=
 OE_USER ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-benchmarks lint layer-check bench-accuracy bench-trainer image flash clean
+.PHONY: help demo qemu bench-qemu test test-benchmarks lint layer-check bench-accuracy bench-trainer image flash clean
 
 help: ## Show what there is to make
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-16s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 demo: $(VENV)/demo ## Federate the digits task over 10 device processes on this machine
 	@$(RUN)/fedlearn-demo digits --out build/demo $(ARGS)
+
+qemu: $(VENV)/demo ## Federate over emulated ARM64 devices: [IMAGE=<BitBake's deploy folder>]
+	@$(RUN)/fedlearn-qemu $(if $(IMAGE),--image "$(IMAGE)") $(ARGS)
 
 test: $(VENV)/dev $(OTHER)/dev ## Run all tests and linters, then those that use the runtime on the other one
 	@status=0; \
@@ -48,6 +51,9 @@ bench-accuracy: $(BENCH)/done ## int8 against float32 federated learning, side b
 
 bench-trainer: $(BENCH)/done ## Speed and memory of training against PyTorch and TFLite's own training
 	@$(BENCH)/bin/python -m tests.benchmarks.trainer $(ARGS)
+
+bench-qemu: $(VENV)/dev ## Emulated devices: times, memory, bit-equality, 20 power cuts
+	@$(RUN)/python -m tests.benchmarks.qemu $(ARGS)
 
 image: ## Build an image with BitBake: BOARD=raspberrypi5 [RELEASE=scarthgap] [IMAGE=dev|aggregator]
 	@$(PYTHON) recipes/build.py "$(BOARD)" "$(RELEASE)" "$(IMAGE)"

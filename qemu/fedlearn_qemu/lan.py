@@ -144,5 +144,3 @@ def static(address: str, gateway: str) -> str:
 def address_of(network: Lan | UserNetwork) -> str:
     """The aggregator's address as devices see it."""
     return ADDRESS if isinstance(network, Lan) else GATEWAY
-
-

@@ -46,7 +46,7 @@ class Machine:
     def __init__(self, image: Image, drive: str, console: Path, hardware: Hardware) -> None:
         self._image = image
         self._drive = drive
-        self._console = console
+        self.console = console
         self._hardware = hardware
         self._sockets = Path(tempfile.mkdtemp(prefix="fedlearn-qemu-"))
         self._process: subprocess.Popen[bytes] | None = None
@@ -81,14 +81,14 @@ class Machine:
         for path in self._sockets.iterdir():
             path.unlink()
         self.started_at = time.monotonic()
-        with self._console.open("ab") as output:
+        with self.console.open("ab") as output:
             self._process = subprocess.Popen(
                 self._command(), stdin=subprocess.DEVNULL, stdout=output, stderr=output
             )
         deadline = time.monotonic() + _START_S
         while not (self._sockets / "shell").exists():
             if self._process.poll() is not None or time.monotonic() > deadline:
-                words = self._console.read_bytes().decode(errors="replace").strip()
+                words = self.console.read_bytes().decode(errors="replace").strip()
                 raise FedlearnError(f"QEMU does not start: {words[-400:]}")
             time.sleep(0.02)
         self._guest = guest.Guest(self._sockets / "shell")

@@ -1,0 +1,143 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The command `fedlearn-qemu`."""
+
+from __future__ import annotations
+
+import argparse
+import signal
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from types import FrameType
+
+from rich.console import Console
+
+from fedlearn.errors import ExitCode, FedlearnError
+from fedlearn.version import VERSION
+from fedlearn.wire.messages import TAILS
+from fedlearn_qemu import tools
+from fedlearn_qemu.fleet import run
+from fedlearn_qemu.image import Image
+from fedlearn_qemu.settings import Settings
+
+CACHE = Path("build/qemu/cache")
+_HELP = """examples:
+  fedlearn-qemu
+  fedlearn-qemu --devices 4 --rounds 5
+  fedlearn-qemu --image build/tmp/deploy/images/qemuarm64
+
+exit codes:
+  0 done   1 failed   66 a program or file is missing   78 wrong configuration   130 interrupted
+"""
+
+
+class _Asked(BaseException):
+    """A signal asked the run to end."""
+
+    def __init__(self, number: int) -> None:
+        self.number = number
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command and return its exit code."""
+    options = _parser().parse_args(arguments)
+    settings = Settings(
+        devices=options.devices,
+        rounds=options.rounds,
+        seed=options.seed,
+        samples=options.samples,
+        tail=options.tail,
+        memory_mb=options.memory_mb,
+        cores=options.cores,
+        user_network=options.user_network,
+        limit_s=options.limit_s,
+    )
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, _ask)
+    console = Console(stderr=options.json)
+    began = time.monotonic()
+
+    def say(text: str) -> None:
+        at = f"{time.monotonic() - began:5.0f} s  "
+        console.print(at + text, highlight=False, markup=False, soft_wrap=True)
+
+    try:
+        tools.require(tools.BOOT)
+        image = make_image(options.image, say)
+        say(f"image: {image.name}, {image.mb:.0f} MB")
+        report = run(settings, image, options.out, say)
+    except _Asked as asked:
+        print("stopped; no process is left", file=sys.stderr)
+        return 128 + asked.number
+    except FedlearnError as error:
+        print(f"fedlearn-qemu: error: {error}", file=sys.stderr)
+        return error.exit_code
+    if options.json:
+        print(report.to_json())
+    console.print(report.table())
+    say(f"{report.accepted} updates accepted; results and logs are in {options.out}")
+    return ExitCode.OK
+
+
+def make_image(folder: Path | None, say: object) -> Image:
+    """BitBake's image in `folder`, or the stand-in."""
+    # Each reads files that the other does not need.
+    if folder is not None:
+        from fedlearn_qemu.deploy import deployed  # noqa: PLC0415
+
+        return deployed(folder, CACHE)
+    from fedlearn_qemu.standin.make import stand_in  # noqa: PLC0415
+
+    return stand_in(CACHE, say)  # type: ignore[arg-type]
+
+
+def _ask(number: int, frame: FrameType | None) -> None:
+    signal.signal(number, signal.SIG_IGN)
+    raise _Asked(number)
+
+
+def _positive(text: str) -> int:
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError("must be at least 1")
+    return number
+
+
+def _parser() -> argparse.ArgumentParser:
+    usual = Settings()
+    parser = argparse.ArgumentParser(
+        prog="fedlearn-qemu",
+        description="Federate the digits over emulated ARM64 devices that boot an image.",
+        epilog=_HELP,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--version", action="version", version=f"fedlearn {VERSION}")
+    parser.add_argument(
+        "--image",
+        type=lambda text: Path(text) if text else None,
+        metavar="FOLDER",
+        help="BitBake's deploy folder (default: the stand-in image, made of Debian's packages)",
+    )
+    parser.add_argument(
+        "--out", type=Path, default=Path("build/qemu/run"), help="folder of the run"
+    )
+    for name, kind in (
+        ("devices", _positive),
+        ("rounds", _positive),
+        ("samples", _positive),
+        ("memory-mb", _positive),
+        ("cores", _positive),
+        ("seed", int),
+        ("limit-s", float),
+    ):
+        default = getattr(usual, name.replace("-", "_"))
+        parser.add_argument(
+            f"--{name}", type=kind, default=default, metavar="N", help=f"default: {default}"
+        )
+    parser.add_argument("--tail", choices=TAILS, default=usual.tail)
+    parser.add_argument(
+        "--user-network", action="store_true", help="QEMU's own network, as without root: no mDNS"
+    )
+    parser.add_argument("--json", action="store_true", help="print the report to stdout")
+    return parser
