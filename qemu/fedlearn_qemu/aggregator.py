@@ -34,6 +34,7 @@ class Task:
     epochs: int = 1
     batch_size: int = 16
     seed: int = 0
+    interval_s: float = 0.0  # from one round's opening to the next, at least
     test_data: Path | None = None
 
     @property
@@ -43,7 +44,14 @@ class Task:
             *("--task", self.name, "--model", str(self.model), "--tail", self.tail),
             *("--cohort", str(self.cohort), "--minimum", str(self.minimum or self.cohort)),
             *("--over-selection", "1", "--deadline-s", str(self.deadline_s)),
-            *("--rounds", str(self.rounds), "--epochs", str(self.epochs)),
+            *(
+                "--round-interval-s",
+                str(self.interval_s),
+                "--rounds",
+                str(self.rounds),
+                "--epochs",
+                str(self.epochs),
+            ),
             *("--batch-size", str(self.batch_size), "--seed", str(self.seed)),
         )
 

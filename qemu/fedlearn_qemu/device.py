@@ -6,6 +6,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -60,8 +61,13 @@ class Memory:
     trainer_peak_bytes: int
 
 
-def prepare(setup: Setup, name: str, folder: Path, data: Path) -> Path:
-    """Write the device's card and return it. `folder` is the device's own."""
+def prepare(
+    setup: Setup, name: str, folder: Path, data: Path, more: Mapping[str, Path] | None = None
+) -> Path:
+    """Write the device's card and return it. `folder` is the device's own.
+
+    `more` are files, by their names, that go beside the data.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     toml = folder / "fedlearn.toml"
     text = _CONFIGURATION.format(
@@ -74,7 +80,7 @@ def prepare(setup: Setup, name: str, folder: Path, data: Path) -> Path:
     toml.write_text(text + setup.more, "utf-8")
     disk = folder / "disk.img"
     boot = {"fedlearn.toml": toml, "ca.pem": setup.ca}
-    card.write(setup.image, disk, boot, {Path(DATA).name: data})
+    card.write(setup.image, disk, boot, {Path(DATA).name: data, **(more or {})})
     return disk
 
 

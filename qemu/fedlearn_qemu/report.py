@@ -71,10 +71,14 @@ class Report:
 
     def table(self) -> Table:
         """All devices in one table."""
-        table = Table(title=f"{len(self.devices)} emulated devices, {self.image}")
-        headings = "device samples ready/s updates kB-up agent/MB trainer/MB service/MB state"
+        table = Table(
+            title=f"{len(self.devices)} emulated devices, {self.image}; memory in MB",
+            padding=(0, 0),
+        )
+        headings = "device samples ready-s updates kB-up agent trainer service state"
         for heading in headings.split():
-            table.add_column(heading, justify="left" if heading in ("device", "state") else "right")
+            left = heading in ("device", "state")
+            table.add_column(heading, justify="left" if left else "right", no_wrap=True)
         for each in self.devices:
             table.add_row(
                 each.name,

@@ -1,0 +1,77 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One emulated device for all tests of proof; it trains in rounds without an end."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from fedlearn_demo.digits import MODEL_PATH, load_train
+from fedlearn_qemu import device, lan, tools
+from fedlearn_qemu.aggregator import Aggregator, Task
+from fedlearn_qemu.guest import Guest
+from fedlearn_qemu.image import Image
+from fedlearn_qemu.machine import Machine
+from fedlearn_qemu.source import source_root
+from fedlearn_qemu.standin.make import stand_in
+
+CACHE = source_root() / "build/qemu/cache"
+MODEL = "/var/lib/fedlearn/data/digits.tflite"
+# Between two rounds the device is idle for a moment.
+INTERVAL_S = 4.0
+
+
+@pytest.fixture(scope="session")
+def image() -> Image:
+    lost = tools.missing((*tools.BOOT, *tools.BUILD, *tools.LAN, *tools.LOSS))
+    if lost:
+        packages = " ".join(sorted({tools.PACKAGES[name] for name in lost}))
+        pytest.skip(f"no device is emulated: {', '.join(lost)} missing (apt install {packages})")
+    if not lan.usable():
+        pytest.skip("no device is emulated: a LAN of its own needs root and /dev/net/tun")
+    return stand_in(CACHE, print)
+
+
+@dataclass(frozen=True)
+class Board:
+    """The device that is on, and what it is connected to."""
+
+    machine: Machine
+    aggregator: Aggregator
+    network: lan.Lan
+    ready_s: float
+    data: Path
+
+    @property
+    def guest(self) -> Guest:
+        return self.machine.guest
+
+    def updates(self) -> int:
+        return sum(each.updates for each in self.aggregator.report().rounds)
+
+
+@pytest.fixture(scope="session")
+def board(image: Image, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Board]:
+    folder = tmp_path_factory.mktemp("board")
+    x, y = load_train()
+    data = folder / "train.npz"
+    np.savez(data, x=x[:300], y=y[:300])
+    with ExitStack() as stack:
+        network = stack.enter_context(lan.Lan())
+        task = Task("board", MODEL_PATH, 1, interval_s=INTERVAL_S, deadline_s=60)
+        aggregator = stack.enter_context(Aggregator(task, folder, network))
+        setup = device.Setup(image, task.name, aggregator.authority.ca, cores=2)
+        more = {"digits.tflite": MODEL_PATH}
+        disk = device.prepare(setup, "board", folder / "device", data, more)
+        drive = device.raw_drive(disk)
+        machine = stack.enter_context(
+            device.machine(setup, drive, folder / "device", network.port(), network)
+        )
+        machine.guest.wait_for_shell(device.READY_S)
+        ready_s = device.wait_until_ready(machine.guest)
+        yield Board(machine, aggregator, network, ready_s, data)

@@ -1,0 +1,40 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`fedlearn-qemu` as a person calls it: two devices, their rounds, and its files."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from fedlearn_qemu.image import Image
+from fedlearn_qemu.source import source_root
+
+
+@pytest.mark.qemu
+@pytest.mark.slow
+def test_two_devices_federate(image: Image, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    done = subprocess.run(
+        [
+            *(sys.executable, "-m", "fedlearn_qemu", "--json", "--rounds", "2"),
+            *("--samples", "400", "--out", str(out)),
+        ],
+        capture_output=True,
+        text=True,
+        cwd=source_root(),
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    report = json.loads(done.stdout)
+    assert report == json.loads((out / "report.json").read_text("utf-8"))
+    assert report["stand_in"] is image.stand_in
+    assert [each["updates"] for each in report["devices"]] == [2, 2]
+    assert [each["state"] for each in report["rounds"]] == ["closed", "closed"]
+    assert report["first_update_s"] < 120
+    for each in report["devices"]:
+        assert "delivered" in (out / each["name"] / "agent.log").read_text("utf-8")
+        assert (out / each["name"] / "console.log").stat().st_size
