@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A device of the fleet: its card, its port on the LAN, its machine, and what it tells of itself."""
+"""A device of the fleet: its card, port, machine, and what it tells of itself."""
 
 from __future__ import annotations
 

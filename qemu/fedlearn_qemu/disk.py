@@ -4,7 +4,7 @@
 Killing QEMU alone loses nothing: what the guest wrote is in the page cache of the host. Here writes
 stay in memory until the guest flushes (or asks for FUA), and at a power cut a random part of what
 was not flushed reaches the disk, in blocks and in no order, as a real drive may do it. QEMU speaks
-NBD to it (https://github.com/NetworkBlockDevice/nbd/blob/master/doc/proto.md), one client at a time.
+NBD to it (doc/proto.md of NetworkBlockDevice/nbd), one client at a time.
 """
 
 from __future__ import annotations

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What is booted, whoever made it: nothing behind this asks whether it was BitBake or the stand-in."""
+"""What is booted. Nothing behind this asks whether BitBake made it or the stand-in."""
 
 from __future__ import annotations
 

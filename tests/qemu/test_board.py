@@ -139,7 +139,7 @@ def test_a_lan_that_loses_frames_and_is_parted_goes_on(board: Board) -> None:
 def test_a_trainer_without_memory_dies_alone(board: Board) -> None:
     """The agent lives, tells, allows the next training less, and goes on."""
     wait_for_updates(board, 1, 120)
-    limits = f"systemctl set-property --runtime fedlearn.slice MemoryHigh=infinity MemoryMax="
+    limits = "systemctl set-property --runtime fedlearn.slice MemoryHigh=infinity MemoryMax="
     restarts = f"systemctl show -P NRestarts {device.UNIT}"
     before, agent = board.guest.check(restarts), pid(board)
     try:

@@ -33,7 +33,7 @@ def compile_folders(python: Path, root: Path, folders: list[str]) -> None:
     """Compile folders of `root`, named as the device sees them; `python` is host_python's."""
     loader = next(path for each in _LOADERS for path in python.glob(each))
     libraries = [str(path) for path in python.glob("usr/lib/*-linux-gnu")]
-    command = [
+    command: list[str | Path] = [
         loader,
         "--library-path",
         ":".join(libraries),

@@ -158,10 +158,10 @@ def keep_modules(root: Path) -> None:
         name, _, others = line.partition(":")
         needs[name] = others.split()
     kept: set[str] = set()
-    for name, others in needs.items():
+    for name, required in needs.items():
         stem = Path(name).name.partition(".")[0]
         if any(Path(stem).match(pattern) for pattern in MODULES):
-            kept |= {name, *others}
+            kept |= {name, *required}
     for path in folder.rglob("*.ko*"):
         if str(path.relative_to(folder)) not in kept:
             path.unlink()

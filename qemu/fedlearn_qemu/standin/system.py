@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What neither a package's files nor the layer's bring: the work of maintainer scripts and classes."""
+"""The work of maintainer scripts and OE-core's classes, which do not run here."""
 
 from __future__ import annotations
 
