@@ -21,6 +21,7 @@ class Parser(argparse.ArgumentParser):
     """Raises instead of leaving the program."""
 
     def error(self, message: str) -> NoReturn:
+        """Raise WksError."""
         raise WksError(message)
 
 
