@@ -15,10 +15,10 @@ import pytest
 import zeroconf
 
 from fedlearn_qemu.layer import registry
-from tests.layer import splits
 from fedlearn_qemu.layer.install import Target, source_of
-from tests.layer.real import Release
 from fedlearn_qemu.layer.recipe import ROOT, find
+from tests.layer import splits
+from tests.layer.real import Release
 from tests.layer.splits import CORE, SPLITS, THIRD_PARTY, Manifest, imports, is_standard
 
 OURS = ("fedlearn", "fedlearn_aggregator")

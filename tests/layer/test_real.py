@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
+from fedlearn_qemu.layer.recipe import LAYER
 from tests.layer import kasfiles, real
 from tests.layer.real import RealError, Release
-from fedlearn_qemu.layer.recipe import LAYER
 
 
 def checkouts(folder: Path, corename: str = "wrynose") -> Path:

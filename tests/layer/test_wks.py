@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from tests.layer.real import Release
 from fedlearn_qemu.layer.recipe import LAYER, read
 from fedlearn_qemu.layer.wks import WksError
 from fedlearn_qemu.layer.wks import read as read_wks
+from tests.layer.real import Release
 
 IMAGES = LAYER / "recipes-fedlearn/images"
 FILES = sorted(LAYER.rglob("*.wks"))
