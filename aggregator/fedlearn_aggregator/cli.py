@@ -7,18 +7,16 @@ import argparse
 import asyncio
 import json
 import math
-import os
 import secrets
 import sqlite3
-import sys
 import time
 from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import asdict
 
-from fedlearn import log
+from fedlearn import command, log
 from fedlearn.durable import write_durably
-from fedlearn.errors import ConfigError, ExitCode, FedlearnError
+from fedlearn.errors import ConfigError, ExitCode
 from fedlearn.model import Model
 from fedlearn.notify import Notifier
 from fedlearn.plan_arguments import plan_of
@@ -53,17 +51,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         "export": _export,
         "version": _version,
     }[options.command]
-    try:
-        return run(options)
-    except FedlearnError as error:
-        print(f"fedlearn-aggregator: error: {error}", file=sys.stderr)
-        return error.exit_code
-    except KeyboardInterrupt:
-        return ExitCode.INTERRUPTED
-    except BrokenPipeError:
-        # The reader of our output has enough. Python would complain again when it flushes.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return ExitCode.OK
+    return command.run("fedlearn-aggregator", lambda: run(options))
 
 
 def _init(options: argparse.Namespace) -> int:
@@ -98,6 +86,7 @@ def _task(options: argparse.Namespace, model: Model) -> Task:
         choice = choose(model, plan, options.budget_kib, options.max_samples)
         tensors = choice.tensors
         print("\n".join(f"budget: {reason}" for reason in choice.reasons))
+        print(f"budget: a device trains on --max-samples, {options.max_samples:,}, at most")
     cohort = options.cohort
     adam = options.optimizer is OptimizerName.FEDADAM
     rate = options.server_learning_rate

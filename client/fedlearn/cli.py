@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import signal
 import sys
 from collections.abc import Callable, Sequence
@@ -18,10 +17,12 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from fedlearn.config import DEFAULT_PATH, Config, PolicyConfig, keys, load_config
-from fedlearn.errors import DatasetError, ExitCode, FedlearnError
+from fedlearn import command
+from fedlearn.config import DEFAULT_PATH, Config, PolicyConfig, TrainingConfig, keys, load_config
+from fedlearn.errors import DatasetError, ExitCode
 from fedlearn.log import LEVELS, setup
 from fedlearn.plan_arguments import add_plan, add_what_is_trained, plan_of, real, whole
+from fedlearn.text import counted
 from fedlearn.version import VERSION
 from fedlearn.wire.messages import LOSSES
 
@@ -35,7 +36,8 @@ _HELP = """examples:
 
 exit codes:
   0 done   1 failed   2 wrong usage   65 unusable model or data   66 no such file
-  69 no aggregator   74 cannot read or write   78 wrong configuration   130 interrupted
+  69 no aggregator   74 cannot read or write   78 wrong configuration, or options that do not fit
+  130 interrupted   143 terminated
 """
 _Command = Callable[[argparse.Namespace], int]
 
@@ -43,18 +45,7 @@ _Command = Callable[[argparse.Namespace], int]
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command and return its exit code."""
     options = _parser().parse_args(arguments)
-    command: _Command = options.command
-    try:
-        return command(options)
-    except FedlearnError as error:
-        print(f"fedlearn: error: {error}", file=sys.stderr)
-        return error.exit_code
-    except KeyboardInterrupt:
-        return ExitCode.INTERRUPTED
-    except BrokenPipeError:
-        # The reader of our output had enough. Python must not complain about it at exit, too.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return ExitCode.FAILURE
+    return command.run("fedlearn", lambda: options.command(options))
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -136,11 +127,15 @@ def _add_model_commands(commands: argparse._SubParsersAction[argparse.ArgumentPa
         "--data", type=Path, metavar="NPZ", help="samples (array x) that show how far it saturates"
     )
     inspect.add_argument("--batch-size", type=whole(1), default=16, metavar="N", help="default: 16")
-    score.add_argument(
+    limit = score.add_mutually_exclusive_group()
+    limit.add_argument(
         "--normal",
         type=Path,
         metavar="NPZ",
-        help="normal samples that tell the threshold (default: the data)",
+        help="normal samples that tell the threshold, none of them trained on (default: the data)",
+    )
+    limit.add_argument(
+        "--threshold", type=real(), metavar="SCORE", help="score above which a sample is an anomaly"
     )
     score.add_argument(
         "--quantile",
@@ -150,7 +145,14 @@ def _add_model_commands(commands: argparse._SubParsersAction[argparse.ArgumentPa
         help="share of the normal samples below the threshold (default: 0.995)",
     )
     train.add_argument("--out", type=Path, required=True, help="where to write the trained model")
-    train.add_argument("--test", type=Path, help="npz file to measure with (default: the data)")
+    train.add_argument(
+        "--test",
+        type=Path,
+        help="npz file to measure with (default: the held-out samples, else the data)",
+    )
+    train.add_argument(
+        "--fixed-scales", action="store_true", help="keep the scales, whatever int8 cuts off"
+    )
     add_what_is_trained(train)
     add_plan(train)
     train.add_argument("--seed", type=whole(0, 2**64 - 1), default=0, help="default: 0")
@@ -238,13 +240,24 @@ def _meaning(config: Config) -> str:
         f"device      {config.device.name}, joins task {aggregator.task}",
         f"aggregator  {aggregator.url or f'found by mDNS on {where}'}, {' or '.join(trust)}",
         f"data        {shown}",
-        f"training    threads: {config.training.threads}; the trainer process ends "
-        f"{config.training.linger_s:g} s after a job",
+        f"training    {_cost(config.training)}",
         f"policy      {_limits(config.policy)}",
         f"state       {config.device.state_dir}",
         f"status      {config.device.runtime_dir}/status.json",
     ]
     return "\n".join(lines)
+
+
+def _cost(training: TrainingConfig) -> str:
+    parts = [
+        counted(training.threads, "thread"),
+        f"the trainer process ends {training.linger_s:g} s after a job",
+    ]
+    if training.memory_kib:
+        parts.append(f"{training.memory_kib:,} KiB beside the program at most")
+    if training.personal_epochs:
+        parts.append(f"a copy of its own, {counted(training.personal_epochs, 'epoch')} further")
+    return "; ".join(parts)
 
 
 def _limits(policy: PolicyConfig) -> str:
@@ -301,13 +314,15 @@ def _score(options: argparse.Namespace) -> int:
     normal = scores
     if options.normal is not None:
         normal = anomaly_scores(model, Dataset.load_inputs(options.normal, model))
-    threshold = anomaly_threshold(normal, options.quantile)
+    threshold = options.threshold or anomaly_threshold(normal, options.quantile)
     anomalies = [number for number, score in enumerate(scores) if score > threshold]
     if options.json:
         result = {"threshold": threshold, "scores": scores.tolist(), "anomalies": anomalies}
         print(json.dumps(result))
         return ExitCode.OK
-    print(f"threshold {threshold:.6g}, {len(anomalies)} of {len(scores)} samples above it")
+    print(
+        f"threshold {threshold:.6g}, {len(anomalies)} of {counted(len(scores), 'sample')} above it"
+    )
     for number in anomalies:
         print(f"  sample {number}: {scores[number]:.6g}")
     return ExitCode.OK
@@ -317,10 +332,15 @@ def _train(options: argparse.Namespace) -> int:
     from fedlearn.trainer.local import train_file
 
     plan = plan_of(options)
+    shown = ""
 
-    def show(epoch: int, done: float, loss: float) -> None:
-        bar = "#" * round(30 * done)
-        line = f"\r[{bar:<30}] {done:4.0%}  epoch {epoch + 1}  loss {loss:.4f} "
+    def show(what: str, done: float, remark: str) -> None:
+        """A line for each thing that is done; the last one moves."""
+        nonlocal shown
+        end = "\n" if shown and shown != what else "\r"
+        shown = what
+        bar = "#" * round(20 * done)
+        line = f"{end}[{bar:<20}] {done:4.0%}  {what}  {remark} "
         print(line, end="", file=sys.stderr, flush=True)
 
     result = train_file(
@@ -332,9 +352,10 @@ def _train(options: argparse.Namespace) -> int:
         tail=options.tail,
         budget_kib=options.budget_kib,
         test_path=options.test,
-        progress=show if sys.stderr.isatty() else None,
+        fixed_scales=options.fixed_scales,
+        show=show if sys.stderr.isatty() else None,
     )
-    if sys.stderr.isatty():
+    if shown:
         print(file=sys.stderr)
     print(json.dumps(asdict(result)) if options.json else _trained(options.out, result))
     return ExitCode.OK
@@ -346,16 +367,25 @@ def _trained(out: Path, result: LocalResult) -> str:
     if before.accuracy is not None and after.accuracy is not None:
         accuracy = f"accuracy {before.accuracy:.2%} -> {after.accuracy:.2%}, "
     lines = [f"budget: {reason}" for reason in result.choice]
-    lines.append(f"{out}: {accuracy}loss {before.loss:.4f} -> {after.loss:.4f}")
-    early = ", stopped early" if result.stopped_early else ""
     lines.append(
-        f"{result.samples} samples, {result.epochs} epochs in {result.train_s:.1f} s{early}, "
-        f"{result.changed_weights} weights changed"
+        f"{out}: {accuracy}loss {before.loss:.4f} -> {after.loss:.4f}, measured on "
+        f"{result.measured_on} ({counted(after.samples, 'sample')})"
+    )
+    early = ", stopped early" if result.stopped_early else ""
+    best = f", the best is {result.best_epoch}" if result.best_epoch < result.epochs else ""
+    lines.append(
+        f"{counted(result.samples, 'sample')}, {counted(result.epochs, 'epoch')} in "
+        f"{result.train_s:.1f} s{early}{best}, {counted(result.changed_weights, 'weight')} changed"
     )
     if result.rescaled:
-        lines.append(f"{result.rescaled} tensors got other scales, so that int8 cuts off less")
+        lines.append(
+            f"{counted(result.rescaled, 'tensor')} got other scales, so that int8 cuts off less"
+        )
     if result.anomaly_threshold is not None:
-        lines.append(f"anomaly threshold {result.anomaly_threshold:.6g}")
+        lines.append(
+            f"anomaly threshold {result.anomaly_threshold:.6g}: "
+            f"fedlearn model score {out} NPZ --threshold {result.anomaly_threshold:.6g}"
+        )
     return "\n".join(lines)
 
 

@@ -48,18 +48,19 @@ class Dataset:
 
     def take(self, rows: NDArray[np.int64]) -> Dataset:
         """The samples with these numbers."""
-        return Dataset(self.inputs[rows], self.labels[rows])
+        inputs = self.inputs[rows]
+        return Dataset(inputs, inputs if self.labels is self.inputs else self.labels[rows])
 
     @classmethod
     def load(cls, path: Path | str, model: Model, loss: str = LOSSES[0]) -> Dataset:
         """Read an `.npz` file with the arrays `x` and `y` and quantise it for `model`.
 
         `x` has shape (N, ...) with the model's input shape (axes of 1 count for nothing) or is
-        flat, (N, number of values); uint8 is raw and
-        taken as x/255, floats are real units, int8 is already quantised. `y` is what `loss` needs:
-        N class numbers, N rows of zeros and ones, or N rows of real values; without `y` a model
-        with mean_squared_error learns to give its inputs back. Raises DatasetError with the
-        reason when the file does not fit, and MissingFileError when there is none.
+        flat, (N, number of values); uint8 is raw and taken as x/255, floats are real units, int8
+        is already quantised. `y` is what `loss` needs: N class numbers, N rows of zeros and ones,
+        or N rows of real values; without `y` a model with mean_squared_error learns to give its
+        inputs back. Raises DatasetError with the reason when the file does not fit, and
+        MissingFileError when there is none.
         """
         x, y = _read(path, loss)
         try:

@@ -73,6 +73,9 @@ class Done:
     peak_rss_bytes: int
     accuracy: float | None = None  # of the round's model, on the judged samples
     accuracy_personal: float | None = None  # of the device's own copy, on the same
+    loss: float | None = None  # of the round's model, on the judged samples
+    loss_personal: float | None = None  # of the device's own copy, on the same
+    choice: tuple[str, ...] = ()  # what a budget picked to train, and why
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,6 +118,8 @@ def receive(stream: BinaryIO) -> JobMessage | None:
         plan = values["plan"]
         values["plan"] = TrainingPlan(**{**plan, "class_weights": tuple(plan["class_weights"])})
         values["tensors"] = tuple(values["tensors"])
+    elif kind is Done:
+        values["choice"] = tuple(values["choice"])
     names = {field.name for field in fields(kind)}
     return kind(**{name: value for name, value in values.items() if name in names})
 

@@ -52,7 +52,7 @@ def tail(text: str) -> str:
     return text
 
 
-def _weights(text: str) -> tuple[float, ...]:
+def _class_weights(text: str) -> tuple[float, ...]:
     values = tuple(float(each) for each in text.split(","))
     if not all(0 < each < float("inf") for each in values):
         raise argparse.ArgumentTypeError("must be numbers above 0, separated by commas")
@@ -120,7 +120,7 @@ def add_plan(parser: argparse.ArgumentParser) -> None:
     )
     add(
         "--class-weights",
-        type=_weights,
+        type=_class_weights,
         default=(),
         metavar="W,W,...",
         help="factor of each class's loss (default: all 1)",
@@ -137,7 +137,8 @@ def add_plan(parser: argparse.ArgumentParser) -> None:
         type=whole(0),
         default=0,
         metavar="N",
-        help="stop after N epochs without a better loss on them (default: 0, never)",
+        help="stop after N epochs without a better loss on them, and keep the best epoch's "
+        "weights (default: 0, never)",
     )
     add(
         "--fraction-bits",

@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedlearn.model import Model, Operator
+from fedlearn.model.activation import activation_of
 from fedlearn.model.schema import Activation
 from fedlearn.runtime import Session
 from fedlearn.trainer.layer import clamp
@@ -90,34 +91,11 @@ def _ends(model: Model, operator: Operator) -> tuple[int, int]:
     """The values at and beyond which int8, and not a fused activation, cut off."""
     output = model.tensors[operator.outputs[0]]
     low, high = -128, 127
-    activation = fused_activation(operator)
+    activation = activation_of(operator)
     if activation is not Activation.NONE:
-        lowest, highest = clamp(operator, output, activation)
+        lowest, highest = clamp(operator, output)
         # Where the activation has its end, the value there is its own, not a cut.
         low = -129 if lowest + output.zero_point >= low else low
         low = -129 if activation is Activation.RELU else low
         high = 128 if highest + output.zero_point < high else high
     return low, high
-
-
-# The slot of the fused activation in each operator's options.
-_SLOTS = {
-    "ADD": 0,
-    "AVERAGE_POOL_2D": 5,
-    "CONCATENATION": 1,
-    "CONV_2D": 3,
-    "DEPTHWISE_CONV_2D": 4,
-    "FULLY_CONNECTED": 0,
-    "MAX_POOL_2D": 5,
-    "MUL": 0,
-}
-
-
-def fused_activation(operator: Operator) -> Activation:
-    """The activation that is fused behind an operator; NONE for operators without."""
-    slot = _SLOTS.get(operator.name)
-    if operator.name in ("RELU", "RELU6"):
-        return Activation[operator.name]
-    if slot is None or operator.options is None:
-        return Activation.NONE
-    return Activation(operator.options.scalar(slot, "b"))

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The cleaning of peers' text, apart from logging, which the trainer does not load."""
+"""Text for people, apart from logging, which the trainer does not load."""
 
 from __future__ import annotations
 
@@ -12,3 +12,8 @@ def clean(text: object, limit: int = MAX_PEER_TEXT) -> str:
     known = str(text)
     shown = "".join(each if each.isprintable() else " " for each in known[:limit])
     return " ".join(shown.split()) + ("..." if len(known) > limit else "")
+
+
+def counted(number: int, noun: str) -> str:
+    """A number with its noun: 1 epoch, 1,200 samples."""
+    return f"{number:,} {noun}" + ("" if number == 1 else "s")

@@ -90,7 +90,7 @@ def test_init_destroys_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str
         (["--learning-rate", "nan"], ExitCode.USAGE, "learning-rate"),
         (["--patience", "2"], ExitCode.CONFIG, "--validation"),
         (["--class-weights", "1,2"], ExitCode.CONFIG, "2 class weights, the model has 10 classes"),
-        (["--budget-kib", "3"], ExitCode.FAILURE, "the least needs"),
+        (["--budget-kib", "3"], ExitCode.CONFIG, "the least needs"),
         (["--server-learning-rate", "-1"], ExitCode.CONFIG, "server learning rate"),
         (["--model", "/nowhere.tflite"], ExitCode.NO_INPUT, "nowhere"),
         (["--model", __file__], ExitCode.DATA, "no .tflite"),

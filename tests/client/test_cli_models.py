@@ -3,7 +3,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +18,7 @@ from fedlearn_demo.digits import MODEL_PATH, load_train
 from tests import models
 from tests.client.model import samples
 from tests.client.networks import add_float_edges
+from tests.models import vibration
 
 FILES = [
     MODEL_PATH,
@@ -79,3 +83,87 @@ def test_class_weights_of_the_wrong_number(
     assert main([*train, "--out", str(tmp_path / "out.tflite")]) == 78
     assert "3 class weights, the model has 10 classes (" in capsys.readouterr().err
     assert not (tmp_path / "out.tflite").exists()
+
+
+def _digits(tmp_path: Path, count: int = 200) -> str:
+    x, y = load_train()
+    np.savez(tmp_path / "digits.npz", x=x[:count], y=y[:count])
+    return str(tmp_path / "digits.npz")
+
+
+def _train(data: str, out: Path, *options: str) -> list[str]:
+    return ["model", "train", str(MODEL_PATH), data, "--out", str(out), "--json", *options]
+
+
+def test_a_training_tells_what_it_measured_on(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data, out = _digits(tmp_path), tmp_path / "out.tflite"
+    found = {}
+    for options in ((), ("--validation", "0.2"), ("--validation", "0.2", "--test", data)):
+        assert main(_train(data, out, *options)) == 0
+        result = json.loads(capsys.readouterr().out)
+        found[result["measured_on"]] = result["after"]["samples"]
+        assert result["sha256"] == hashlib.sha256(out.read_bytes()).hexdigest()
+        assert result["seed"] == 0
+    assert found == {"the training data": 200, "the held-out samples": 40, "the test data": 200}
+
+
+def test_the_best_epoch_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """At this rate the held-out loss is best early; what is kept is that epoch's, bit for bit."""
+    data, out = _digits(tmp_path), tmp_path / "out.tflite"
+    held = ("--validation", "0.2", "--learning-rate", "0.5", "--fixed-scales")
+    assert main(_train(data, out, *held, "--epochs", "12", "--patience", "3")) == 0
+    result = json.loads(capsys.readouterr().out)
+    best = result["best_epoch"]
+    assert result["stopped_early"]
+    assert result["epochs"] == best + 3
+    again = tmp_path / "again.tflite"
+    assert main(_train(data, again, *held, "--epochs", str(best))) == 0
+    assert again.read_bytes() == out.read_bytes()
+
+
+def test_the_result_never_replaces_the_data(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = _digits(tmp_path)
+    before = Path(data).read_bytes()
+    (tmp_path / "link.npz").symlink_to(data)
+    for out in (Path(data), tmp_path / "link.npz"):
+        assert main(_train(data, out)) == 78
+        assert "would replace the data" in capsys.readouterr().err
+    assert Path(data).read_bytes() == before
+
+
+def test_a_threshold_comes_from_samples_that_were_not_trained_on(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    np.savez(tmp_path / "x.npz", x=vibration.windows(0, 1200, 1))
+    data, out = str(tmp_path / "x.npz"), tmp_path / "out.tflite"
+    train = ["model", "train", str(models.AUTOENCODER_PATH), data, "--out", str(out), "--json"]
+    train += ["--loss", "mean_squared_error"]
+    assert main(train) == 0
+    assert json.loads(capsys.readouterr().out)["anomaly_threshold"] is None
+    assert main([*train, "--validation", "0.25"]) == 0
+    threshold = json.loads(capsys.readouterr().out)["anomaly_threshold"]
+    score = ["model", "score", str(out), data, "--json", "--threshold", str(threshold)]
+    assert main(score) == 0
+    scored = json.loads(capsys.readouterr().out)
+    assert scored["threshold"] == threshold
+    assert 0 < len(scored["anomalies"]) < 24
+    assert [number for number, each in enumerate(scored["scores"]) if each > threshold] == (
+        scored["anomalies"]
+    )
+
+
+def test_a_full_disk_under_the_output_is_told() -> None:
+    with Path("/dev/full").open("w", encoding="utf-8") as full:
+        done = subprocess.run(
+            [sys.executable, "-m", "fedlearn", "model", "inspect", str(MODEL_PATH)],
+            stdout=full,
+            stderr=subprocess.PIPE,
+            text=True,
+            check=False,
+        )
+    assert done.returncode == 74
+    assert done.stderr == "fedlearn: error: cannot write the output: No space left on device\n"

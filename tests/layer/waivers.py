@@ -38,18 +38,17 @@ WAIVERS = (
     Waiver("oelint.var.order.SUMMARY", "*", "the SUMMARY of a further package stands beside it"),
     Waiver("oelint.task.heredocs", "*-conf.bb", "made of the recipe's variables"),
     Waiver("oelint.task.heredocs", "python3-zeroconf_*.bb", "has the recipe's PV"),
-    Waiver(
-        "oelint.vars.noncoreoverride",
-        "*.bbappend",
-        "inert without the distro feature, which is what yocto-check-layer checks",
-    ),
-    Waiver(
-        "oelint.vars.noncoreoverride",
-        "python3-numpy-slim.inc",
-        "required with the distro feature only",
+    *(
+        Waiver("oelint.vars.noncoreoverride", name, "required with the distro feature only")
+        for name in (
+            "linux-fedlearn.inc",
+            "python3-cbor2-splits.inc",
+            "python3-numpy-slim.inc",
+            "rpi-cmdline-fedlearn.inc",
+        )
     ),
     Waiver("oelint.vars.listappend", "python3-numpy-slim.inc", "the list ends with a blank"),
-    Waiver("oelint.vars.mispell", "rpi-cmdline.bbappend", "a variable of meta-raspberrypi"),
+    Waiver("oelint.vars.mispell", "rpi-cmdline-fedlearn.inc", "a variable of meta-raspberrypi"),
     Waiver("oelint.vars.mispell", "*litert_*.bb", "PRIVATE_LIBS is OE-core's, of package.bbclass"),
     Waiver("oelint.vars.mispell", "fedlearn-image.inc", "runqemu's variables"),
     Waiver("oelint.vars.specific", "fedlearn-image.inc", "rpi is an override of meta-raspberrypi"),

@@ -23,7 +23,7 @@ from fedlearn.agent.machine import INITIAL, Backoff, Event, State, next_state
 from fedlearn.agent.permission import Forbidden, Permission
 from fedlearn.agent.search import SEARCHER
 from fedlearn.agent.state import Memory, StateDirectory
-from fedlearn.agent.status import Status, headline, process_age_s, rss_bytes, write_status
+from fedlearn.agent.status import Status, headline, judged, process_age_s, rss_bytes, write_status
 from fedlearn.agent.stop import Stopped, StopSignal
 from fedlearn.agent.trainer_process import WORKER, TrainerProcess
 from fedlearn.agent.transport import Delivery, RefusedError, check_in, confirm_task, send_update
@@ -299,6 +299,8 @@ class Agent:
             trainer_peak_rss_bytes=max(self._status.trainer_peak_rss_bytes, done.peak_rss_bytes),
             accuracy=done.accuracy,
             accuracy_personal=done.accuracy_personal,
+            loss=done.loss,
+            loss_personal=done.loss_personal,
         )
         if len(done.body) > order.limits.update_bytes:
             raise TrainerError(
@@ -308,6 +310,14 @@ class Agent:
         logger.info(
             "round %d: trained on %d samples in %.2f s", order.round, done.samples, done.train_s
         )
+        for reason in done.choice:
+            logger.info("round %d: budget: %s", order.round, reason)
+        if done.loss_personal is not None:
+            logger.info(
+                "round %d: this device's own copy: %s",
+                order.round,
+                judged(done.accuracy_personal, done.loss_personal),
+            )
         self._pending = (order.round, done.body)
         try:
             self._state.save_pending(done.body)

@@ -37,6 +37,8 @@ class Status:
     model_download_bytes: int = 0  # the last model, or difference
     accuracy: float | None = None  # of the last round's model on this device's data, 0..1
     accuracy_personal: float | None = None  # of this device's own copy, on the same samples
+    loss: float | None = None  # of the last round's model on this device's data
+    loss_personal: float | None = None  # of this device's own copy, on the same samples
     trainer_peak_rss_bytes: int = 0
     agent_rss_bytes: int = 0
     last_error: str = ""
@@ -111,7 +113,7 @@ def describe(status: Status) -> str:
         ("aggregator", status.aggregator or "none found"),
         ("round", f"{status.round}, model {status.model[:12]}" if status.model else "none yet"),
         ("trained", f"{status.rounds_trained} rounds acknowledged"),
-        ("accuracy", _accuracies(status)),
+        ("quality", _quality(status)),
         ("network", f"{status.bytes_up} bytes of updates up, {status.bytes_down} of models down"),
         (
             "memory",
@@ -134,10 +136,15 @@ def _told(check: Check) -> str:
     return f"{check.text}: {'allows' if check.allows else 'forbids'}"
 
 
-def _accuracies(status: Status) -> str:
-    if status.accuracy is None:
+def judged(accuracy: float | None, loss: float) -> str:
+    """What a model is worth, in words; some losses know no accuracy."""
+    return f"loss {loss:.4f}" if accuracy is None else f"accuracy {accuracy:.1%}, loss {loss:.4f}"
+
+
+def _quality(status: Status) -> str:
+    if status.loss is None:
         return "not known"
-    text = f"{status.accuracy:.1%} of the last round's model on this device's data"
-    if status.accuracy_personal is not None:
-        text += f", {status.accuracy_personal:.1%} of its own copy"
+    text = f"the last round's model on this device's data: {judged(status.accuracy, status.loss)}"
+    if status.loss_personal is not None:
+        text += f"; its own copy: {judged(status.accuracy_personal, status.loss_personal)}"
     return text

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from math import inf
 
 from fedlearn.model import Model, Operator, Tensor
-from fedlearn.model.schema import Activation
+from fedlearn.model.activation import BOUNDS, activation_of
 
 # All int8 tensors of these have the same scale and zero point.
 TIED = {
@@ -44,22 +44,6 @@ WEIGHTED = {
     "DEPTHWISE_CONV_2D": (0, 1, 2),
     "FULLY_CONNECTED": (0, 1, 2),
     "TRANSPOSE_CONV": (2, 1, 3),
-}
-
-# Where the options keep the fused activation.
-_ACTIVATION_SLOTS = {
-    "ADD": 0, "CONV_2D": 3, "DEPTHWISE_CONV_2D": 4, "DIV": 0, "FULLY_CONNECTED": 0, "MUL": 0,
-    "SUB": 0, "TRANSPOSE_CONV": 3,
-}  # fmt: skip
-_ALONE = {
-    "RELU": Activation.RELU,
-    "RELU6": Activation.RELU6,
-    "RELU_N1_TO_1": Activation.RELU_N1_TO_1,
-}
-_BOUNDS = {
-    Activation.RELU: (0.0, inf),
-    Activation.RELU6: (0.0, 6.0),
-    Activation.RELU_N1_TO_1: (-1.0, 1.0),
 }
 
 
@@ -97,11 +81,7 @@ def is_quantised(tensor: Tensor) -> bool:
 
 def activation_bounds(operator: Operator) -> tuple[float, float]:
     """Least and greatest real value that the operator's activation lets through."""
-    activation = _ALONE.get(operator.name, Activation.NONE)
-    slot = _ACTIVATION_SLOTS.get(operator.name)
-    if slot is not None and operator.options is not None:
-        activation = operator.options.scalar(slot, "b")
-    return _BOUNDS.get(activation, (-inf, inf))
+    return BOUNDS.get(activation_of(operator), (-inf, inf))
 
 
 class Ties:

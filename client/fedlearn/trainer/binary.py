@@ -13,7 +13,6 @@ from abc import abstractmethod
 import numpy as np
 
 from fedlearn.errors import ModelError
-from fedlearn.model.schema import Activation
 from fedlearn.trainer.fixed_point import Integers
 from fedlearn.trainer.layer import Array
 from fedlearn.trainer.lookup import LookupLayer
@@ -44,10 +43,6 @@ class BinaryLayer(LookupLayer):
     def _padded(self, shape: Shape) -> Shape:
         """A shape with the output's rank; absent axes come first and have length 1."""
         return (1,) * (len(self.output.shape) - len(shape)) + shape
-
-    def _activation(self) -> Activation:
-        options = self.operator.options
-        return Activation(options.scalar(0, "b") if options else 0)
 
     def _runs(self) -> tuple[int, int]:
         run, is_scalar = self._broadcast_run()

@@ -21,7 +21,7 @@ from math import prod
 
 import numpy as np
 
-from fedlearn.errors import ModelError, TrainerError, UnsupportedOperatorError
+from fedlearn.errors import ConfigError, ModelError, UnsupportedOperatorError
 from fedlearn.model import Model, Operator
 from fedlearn.runtime import is_litert
 from fedlearn.trainer.loss import make_loss
@@ -114,7 +114,7 @@ def choose(
 ) -> Choice:
     """Pick tensors that train within `budget_kib` KiB on so many samples.
 
-    `allowed` are the tensors to pick from, all by default. Raises TrainerError when not even the
+    `allowed` are the tensors to pick from, all by default. Raises ConfigError when not even the
     last layer's bias fits.
     """
     layers = weighted_operators(model)
@@ -134,21 +134,22 @@ def choose(
     biases, chosen = _most(chosen, rest, budget_kib, need)
     if not chosen:
         least = need(rest[0] or groups[0]).total
-        raise TrainerError(
+        raise ConfigError(
             f"nothing can be trained within {budget_kib:,} KiB: the least needs {least:,} KiB",
             hint="raise the budget, or use smaller batches or fewer samples",
         )
     got = need(chosen)
+    more = sum(map(bool, rest[:biases]))
     reasons = [
-        f"{whole} of {len(layers)} layers with weights train whole, "
-        f"{sum(map(bool, rest[:biases]))} more their biases alone",
+        f"{whole} of {len(layers)} layers with weights train whole"
+        + (f", {more} more their biases alone" if more else ""),
         f"a step needs {got.step_bytes / _KIB:,.0f} KiB and the features of {samples:,} samples "
         f"{got.feature_bytes / _KIB:,.0f} KiB: {got.total:,} of {budget_kib:,} KiB",
     ]
     if whole < len(groups):
         name = groups[whole][0].name
-        more = need([*chosen, *groups[whole]]).total
-        reasons.append(f"with the weights of {name} it would be {more:,} KiB")
+        larger = need([*chosen, *groups[whole]]).total
+        reasons.append(f"with the weights of {name} it would be {larger:,} KiB")
     elif len(groups) < len(layers):
         reasons.append("the layers before have no backward pass, or are not to be trained")
     return Choice(tuple(sorted(chosen, key=_order(layers))), got, tuple(reasons))

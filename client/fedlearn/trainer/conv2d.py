@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from fedlearn.errors import ModelError
 from fedlearn.model import Model, Operator
 from fedlearn.model.flatbuffer import Table
-from fedlearn.model.schema import Activation, Padding
+from fedlearn.model.schema import Padding
 from fedlearn.trainer.exact import Real, product
 from fedlearn.trainer.weighted import WeightedLayer
 from fedlearn.trainer.window import Axis, Window
@@ -50,9 +50,6 @@ class Conv2D(WeightedLayer):
         """The outputs and the patches."""
         places = self._window.rows.places * self._window.columns.places
         return super().values() + places * self.weight.grid[0].size
-
-    def _activation(self) -> Activation:
-        return Activation(convolution_options(self.operator).scalar(3, "b"))
 
     def _accumulate(self, x: NDArray[np.float32]) -> Real:
         patches = self._window.patches(x)

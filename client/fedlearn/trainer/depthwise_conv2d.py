@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedlearn.model import Model, Operator
-from fedlearn.model.schema import Activation, Padding
+from fedlearn.model.schema import Padding
 from fedlearn.runtime import is_litert
 from fedlearn.trainer.conv2d import convolution_options
 from fedlearn.trainer.exact import EXACT_TERMS, Real
@@ -58,9 +58,6 @@ class DepthwiseConv2D(WeightedLayer):
         """The one kernel in which the two runtimes round differently."""
         usual = Arithmetic.TWICE_VECTORS if is_litert() else Arithmetic.TWICE_AWAY
         return (usual, *super().arithmetics())
-
-    def _activation(self) -> Activation:
-        return Activation(convolution_options(self.operator).scalar(4, "b"))
 
     def _arranged(self, weight: NDArray[np.int8] | NDArray[np.int32]) -> NDArray[np.int8]:
         return weight.reshape(-1, weight.shape[-1]).astype(np.int8, copy=False)

@@ -6,7 +6,6 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from fedlearn.model.schema import Activation
 from fedlearn.trainer.exact import Real, product
 from fedlearn.trainer.weighted import WeightedLayer
 
@@ -16,10 +15,6 @@ class FullyConnected(WeightedLayer):
 
     kept = ("_open", "_x")
     _x: NDArray[np.float32]
-
-    def _activation(self) -> Activation:
-        options = self.operator.options
-        return Activation(options.scalar(0, "b") if options else 0)
 
     def _scales(self) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
         """With one scale for all weights this kernel rounds the product to float32 first.

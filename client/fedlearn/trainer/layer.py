@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from math import prod
+from math import isinf, prod
 from typing import Any
 
 import numpy as np
@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from fedlearn.errors import ModelError
 from fedlearn.model import Model, Operator, Tensor
-from fedlearn.model.schema import Activation
+from fedlearn.model.activation import BOUNDS, activation_of
 from fedlearn.trainer.error_quantisation import quantise
 from fedlearn.trainer.requantisation import Arithmetic
 
@@ -102,25 +102,20 @@ class Layer(ABC):
         """
 
 
-def clamp(operator: Operator, output: Tensor, activation: Activation) -> tuple[int, int]:
-    """Lowest and highest value without zero point that a fused activation leaves of int8."""
+def clamp(operator: Operator, output: Tensor) -> tuple[int, int]:
+    """Lowest and highest value without zero point that the operator's activation leaves of int8."""
     zero, scale = output.zero_point, output.scale
-    bounds = {
-        Activation.NONE: (None, None),
-        Activation.RELU: (0.0, None),
-        Activation.RELU6: (0.0, 6.0),
-        Activation.RELU_N1_TO_1: (-1.0, 1.0),
-    }.get(activation)
-    if bounds is None:
+    activation = activation_of(operator)
+    if activation not in BOUNDS:
         raise ModelError(
             f"operator {operator.index} ({operator.name}): the fused activation "
             f"{activation.name} cannot be trained"
         )
-    low, high = bounds
+    low, high = BOUNDS[activation]
     lowest, highest = -128 - zero, 127 - zero
     return (
-        lowest if low is None else max(lowest, _steps(low, scale)),
-        highest if high is None else min(highest, _steps(high, scale)),
+        lowest if isinf(low) else max(lowest, _steps(low, scale)),
+        highest if isinf(high) else min(highest, _steps(high, scale)),
     )
 
 

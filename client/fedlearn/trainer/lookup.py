@@ -14,7 +14,6 @@ from numpy.typing import NDArray
 
 from fedlearn.errors import ModelError
 from fedlearn.model import Model, Operator
-from fedlearn.model.schema import Activation
 from fedlearn.runtime import has_vectors
 from fedlearn.trainer.fixed_point import Integers
 from fedlearn.trainer.layer import Array, Layer, clamp
@@ -36,7 +35,7 @@ class LookupLayer(Layer):
         if len(self.inputs) != len(operator.inputs):
             raise ModelError(f"operator {operator.index} ({operator.name}): too many inputs")
         self._check()
-        self.lowest, self.highest = clamp(operator, self.output, self._activation())
+        self.lowest, self.highest = clamp(operator, self.output)
         # A centred operand and this is its row or column of the table: 0..255.
         self._lowest_bytes = [np.float32(128 + tensor.zero_point) for tensor in self.inputs]
         self.choose(self.arithmetics()[0])
@@ -74,10 +73,6 @@ class LookupLayer(Layer):
         """Every byte as an operand, centred; two operands broadcast to all pairs."""
         values = np.arange(-128, 128)
         return np.ix_(*(values - tensor.zero_point for tensor in self.inputs))
-
-    def _activation(self) -> Activation:
-        """The fused activation in the operator's options, or what the operator itself is."""
-        return Activation.NONE
 
     @abstractmethod
     def _portable(self, *operands: Integers) -> Integers:

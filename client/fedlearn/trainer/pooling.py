@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from fedlearn.errors import ModelError
 from fedlearn.model import Model, Operator
-from fedlearn.model.schema import Activation, Padding
+from fedlearn.model.schema import Padding
 from fedlearn.trainer.grid import require_same_grid
 from fedlearn.trainer.layer import Array, Layer, clamp
 from fedlearn.trainer.window import Axis, Window
@@ -44,7 +44,7 @@ class Pool2D(Layer):
             Axis(height, options.scalar(4, "i"), options.scalar(2, "i"), 1, padding),
             Axis(width, options.scalar(3, "i"), options.scalar(1, "i"), 1, padding),
         )
-        low, high = clamp(operator, self.output, Activation(options.scalar(5, "b")))
+        low, high = clamp(operator, self.output)
         zero = self.output.zero_point
         # The ends of int8 are no clamp here: no mean or maximum can pass them.
         self._lowest = low if low > -128 - zero else -np.inf

@@ -9,7 +9,7 @@ again. A file that fits costs nothing: it is trained once.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -17,7 +17,7 @@ import numpy as np
 from fedlearn.dataset import Dataset
 from fedlearn.model import Model
 from fedlearn.model.fit import fitted
-from fedlearn.trainer.training import Training, train
+from fedlearn.trainer.training import Progress, Training, train
 from fedlearn.wire.messages import ActivationRange, TrainingPlan
 
 # Behind a training that cut off more of an activation than this, another one gains something.
@@ -37,12 +37,29 @@ def is_cut_off(ranges: Sequence[ActivationRange], logits: int | None) -> bool:
 
 
 def rehearsed(
-    model: Model, tensors: Collection[int], data: Dataset, plan: TrainingPlan, *, seed: int
+    model: Model,
+    tensors: Collection[int],
+    data: Dataset,
+    plan: TrainingPlan,
+    *,
+    seed: int,
+    progress: Callable[[int], Progress | None] = lambda _: None,
 ) -> Model:
-    """The model, not trained, with scales that hold what training makes of it."""
+    """The model, not trained, with scales that hold what training makes of it.
+
+    `progress` makes the one of each rehearsal, counted from 1.
+    """
     short = replace(plan, epochs=1, steps=0, patience=0, validation=0.0)
-    for _ in range(MOST):
-        training = train(model, tensors, data, short, seed=seed, max_samples=SAMPLES)
+    for number in range(1, MOST + 1):
+        training = train(
+            model,
+            tensors,
+            data,
+            short,
+            seed=seed,
+            max_samples=SAMPLES,
+            progress=progress(number),
+        )
         weights = {
             index: (model.array(index).astype(np.float64), values.astype(np.float64))
             for index, values in training.values.items()

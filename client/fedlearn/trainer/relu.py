@@ -5,16 +5,12 @@ from __future__ import annotations
 
 import numpy as np
 
-from fedlearn.model.schema import Activation
 from fedlearn.trainer.fixed_point import FixedPoint, Integers
 from fedlearn.trainer.lookup import LookupLayer
 
 
 class Relu(LookupLayer):
     """A change of scale, and a clamp."""
-
-    def _activation(self) -> Activation:
-        return Activation[self.operator.name]
 
     def _portable(self, *operands: Integers) -> Integers:
         # TFLite divides in float32 here, and in double in QUANTIZE.

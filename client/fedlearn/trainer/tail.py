@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from fedlearn.errors import ModelError, UnsupportedOperatorError
 from fedlearn.model import Model, Operator
+from fedlearn.model.activation import activation_of
 from fedlearn.model.schema import Activation
 from fedlearn.runtime import Session
 from fedlearn.trainer.dither import Dither
@@ -240,7 +241,7 @@ class Tail:
 
     @staticmethod
     def _is_fine(layer: Layer) -> TypeGuard[WeightedLayer]:
-        return isinstance(layer, WeightedLayer) and layer.activation is Activation.NONE
+        return isinstance(layer, WeightedLayer) and activation_of(layer.operator) is Activation.NONE
 
     def backward(self, errors: Array) -> None:
         """Leave in each layer the gradients for errors (N, C) of the outputs."""

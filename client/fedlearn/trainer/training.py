@@ -56,15 +56,19 @@ class Training:
     """What came out: the trained tensors by number, and the quality on the judged samples.
 
     Those are held-out samples when the plan holds some out, else some of the training data.
-    `ranges` are what the activations of the trained tail would have to hold on them, `logits` is
-    the tensor among them that the loss takes before int8 cuts it off, if any.
+    `held` are the numbers of all that were held out, `best_epoch` (from 1) is the one whose weights
+    these are. `ranges` are what the activations of the trained tail would have to hold on the
+    judged samples, `logits` is the tensor among them that the loss takes before int8 cuts it off,
+    if any.
     """
 
     values: Values
     before: Quality
     after: Quality
     samples: int
+    held: NDArray[np.int64]
     epochs: int
+    best_epoch: int
     stopped_early: bool
     personal: Personal | None
     ranges: tuple[ActivationRange, ...]
@@ -73,11 +77,12 @@ class Training:
 
 @dataclass(frozen=True, eq=False)
 class _Samples:
-    """Features and labels, the numbers of the samples to train on and of those to judge with."""
+    """Features and labels; the numbers of the samples to train on, held out, and to judge with."""
 
     features: Features
     labels: NDArray[Any]
     trained: NDArray[np.int64]
+    held: NDArray[np.int64]
     judged: NDArray[np.int64]
 
 
@@ -127,7 +132,9 @@ def train(
         before=before,
         after=after,
         samples=len(samples.trained),
-        epochs=run.epochs,
+        held=samples.held,
+        epochs=run.epochs_of_plan,
+        best_epoch=run.best_epoch,
         stopped_early=run.stopped_early,
         personal=personal,
         ranges=meter.ranges(),
@@ -146,7 +153,8 @@ def _split(
             hint="collect more samples, or change the share that is held out",
         )
     trained = np.sort(drawn[held:])
-    return _Samples(features, labels, trained, drawn[: held or None][:JUDGED_SAMPLES])
+    judged = drawn[: held or None][:JUDGED_SAMPLES]
+    return _Samples(features, labels, trained, drawn[:held], judged)
 
 
 class _Run:
@@ -170,7 +178,9 @@ class _Run:
         self._steps = plan.steps or plan.epochs * self._batches
         self._more = more
         self._done = 0
-        self.epochs = 0
+        self._epochs = 0
+        self.epochs_of_plan = 0
+        self.best_epoch = 0
         self.stopped_early = False
 
     def go(self) -> None:
@@ -184,12 +194,16 @@ class _Run:
             quality = _judge(self._tail, self._loss, self._samples, self._plan)
             if quality.loss < best:
                 best, waited, snapshot = quality.loss, 0, self._tail.snapshot()
+                self.best_epoch = self._epochs
             else:
                 waited += 1
                 if waited >= patience:
                     self.stopped_early = self._done < self._steps
                     self._done = self._steps
-        if snapshot is not None:
+        self.epochs_of_plan = self._epochs
+        if snapshot is None:
+            self.best_epoch = self._epochs
+        else:
             self._tail.restore(snapshot)
 
     def go_on(self) -> None:
@@ -200,7 +214,7 @@ class _Run:
     def _epoch(self, most: int) -> None:
         """One pass over the samples, of at most so many steps."""
         samples, plan = self._samples, self._plan
-        order = sample_order(self._seed, self.epochs + 1, len(samples.trained))
+        order = sample_order(self._seed, self._epochs + 1, len(samples.trained))
         loss, seen = 0.0, 0
         # Batches of equal size: the mean gradient of a remainder of two samples, taken at the full
         # learning rate, has been seen to undo a round's training.
@@ -213,8 +227,8 @@ class _Run:
             self._done += 1
             if self._progress:
                 total = self._steps + self._more * self._batches
-                self._progress(self.epochs, self._done / total, loss / seen)
-        self.epochs += 1
+                self._progress(self._epochs, self._done / total, loss / seen)
+        self._epochs += 1
 
     def _step(self, rows: NDArray[np.int64], rate: float) -> float:
         """One step on one batch; returns the summed loss before it."""

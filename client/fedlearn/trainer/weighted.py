@@ -13,7 +13,6 @@ from numpy.typing import NDArray
 
 from fedlearn.errors import ModelError
 from fedlearn.model import Model, Operator, Tensor
-from fedlearn.model.schema import Activation
 from fedlearn.trainer.error_quantisation import quantise
 from fedlearn.trainer.exact import Real, column_sums
 from fedlearn.trainer.layer import Array, Layer, clamp
@@ -58,8 +57,7 @@ class WeightedLayer(Layer):
         if has_bias and model.tensors[bias].shape != (channels,):
             raise ModelError(f"{model.tensors[bias].name}: not one bias for each channel")
         self.bias = Parameter(model.array(bias) if has_bias else np.zeros(channels, np.int32))
-        self.activation = self._activation()
-        self.lowest, self.highest = clamp(operator, self.output, self.activation)
+        self.lowest, self.highest = clamp(operator, self.output)
         # Places of a line of the output: the width of an image.
         self._places = self.output.shape[-2] if len(self.output.shape) == 4 else 1
         self.choose(self.arithmetics()[0])
@@ -96,10 +94,6 @@ class WeightedLayer(Layer):
     def _scales(self) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
         """The scales whose product in double precision the kernel divides by the output's."""
         return self.input.scales, self._weight_scales
-
-    @abstractmethod
-    def _activation(self) -> Activation:
-        """The fused activation in the operator's options."""
 
     def _arranged(self, weight: NDArray[np.int8] | NDArray[np.int32]) -> NDArray[np.int8]:
         """The weight tensor as a matrix, (C, K); its values keep the order of the file."""

@@ -131,10 +131,11 @@ def _train(job: TrainJob, replies: BinaryIO) -> Done:
     # From here on it depends on the plan and the budget how much memory is needed.
     send(replies, Progress(0.0, rss_bytes()))
     tensors: Collection[int] = job.tensors
+    reasons: tuple[str, ...] = ()
     if job.budget_kib:
         samples = min(len(dataset), job.max_samples)
         choice = choose(model, job.plan, job.budget_kib, samples, job.tensors)
-        tensors = [tensor.index for tensor in choice.tensors]
+        tensors, reasons = [tensor.index for tensor in choice.tensors], choice.reasons
     training = train(
         model,
         tensors,
@@ -180,6 +181,9 @@ def _train(job: TrainJob, replies: BinaryIO) -> Done:
         metrics.peak_rss_bytes,
         metrics.accuracy_before,
         metrics.accuracy_personal,
+        training.before.loss,
+        personal.quality.loss if personal else None,
+        reasons,
     )
 
 

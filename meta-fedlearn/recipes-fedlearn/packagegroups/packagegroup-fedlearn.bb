@@ -12,3 +12,6 @@ RDEPENDS:${PN} = "\
     fedlearn-provision \
     fedlearn-service \
 "
+
+# The policy's window is local time, which without it is UTC.
+RRECOMMENDS:${PN} = "tzdata-core"

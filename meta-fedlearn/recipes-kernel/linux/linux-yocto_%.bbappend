@@ -1,3 +1,2 @@
 # SPDX-License-Identifier: MIT
-FILESEXTRAPATHS:prepend := "${THISDIR}/files:"
-SRC_URI:append = "${@bb.utils.contains('DISTRO_FEATURES', 'fedlearn', ' file://fedlearn.cfg', '', d)}"
+require ${@bb.utils.contains('DISTRO_FEATURES', 'fedlearn', 'recipes-kernel/linux/linux-fedlearn.inc', '', d)}

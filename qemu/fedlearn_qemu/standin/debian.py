@@ -13,7 +13,6 @@ PYTHON = "3.13"
 # Where the packages of that Python are.
 PYTHON_PACKAGES = "/usr/lib/python3/dist-packages"
 KERNEL = "linux-image-cloud-arm64"
-DEFAULT_MIRROR = "http://deb.debian.org/debian"
 PACKAGES = (
     "base-files",
     "base-passwd",
@@ -96,22 +95,22 @@ _PRUNED = (
 )
 
 
-def mirror() -> str:
-    """The Debian mirror that this machine's apt uses; Debian's own where it uses none."""
+def mirror() -> list[str]:
+    """The Debian mirror that this machine's apt uses; where it uses none, mmdebstrap knows one."""
     codename = ""
     release = Path("/etc/os-release").read_text("utf-8").splitlines()
     for line in release:
         if line.startswith("VERSION_CODENAME="):
             codename = line.partition("=")[2].strip('"')
     if "ID=debian" not in release or shutil.which("apt-get") is None:
-        return DEFAULT_MIRROR
+        return []
     form = "$(RELEASE) $(COMPONENT) $(REPO_URI)"
     listed = call(["apt-get", "indextargets", "--format", form, "Created-By: Packages"])
     for line in listed.splitlines():
         suite, component, address = line.split()
         if (suite, component) == (codename, "main"):
-            return address
-    return DEFAULT_MIRROR
+            return [address]
+    return []
 
 
 def extract(packages: tuple[str, ...], architecture: str, root: Path) -> None:
@@ -128,7 +127,7 @@ def extract(packages: tuple[str, ...], architecture: str, root: Path) -> None:
             f"--include={','.join(packages)}",
             SUITE,
             root,
-            mirror(),
+            *mirror(),
         ]
     )
 

@@ -26,17 +26,17 @@ while [ ! -b "$root" ] && [ $tries -lt 200 ]; do
     /bin/busybox usleep 50000
     tries=$((tries + 1))
 done
-/bin/busybox mount -t ext4 -o ro "$root" /root || exec /bin/busybox poweroff -f
-/bin/busybox mount --move /dev /root/dev
+/bin/busybox mount -t ext4 -o ro "$root" /new || exec /bin/busybox poweroff -f
+/bin/busybox mount --move /dev /new/dev
 /bin/busybox umount /proc
-exec /bin/busybox switch_root /root /sbin/init
+exec /bin/busybox switch_root /new /sbin/init
 """
 
 
 def write(root: Path, target: Path) -> None:
     """Make the archive from the drivers and the busybox of `root`."""
     entries: list[tuple[str, int, bytes]] = [
-        (name, stat.S_IFDIR | 0o755, b"") for name in ("bin", "dev", "proc", "root")
+        (name, stat.S_IFDIR | 0o755, b"") for name in ("bin", "dev", "new", "proc")
     ]
     busybox = (root / "usr/bin/busybox").read_bytes()
     entries.append(("bin/busybox", stat.S_IFREG | 0o755, busybox))

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from fedlearn.dataset import Dataset
-from fedlearn.errors import ModelError, TrainerError
+from fedlearn.errors import ConfigError, ModelError
 from fedlearn.model import Model
 from fedlearn.trainer.budget import choose, measure
 from fedlearn.trainer.tail import Tail
@@ -71,7 +71,7 @@ def test_the_last_resort_is_the_last_bias(digits: Model) -> None:
     assert least + 2 * NOISE < measure(digits, [weight, bias], PLAN, SAMPLES).total
     choice = choose(digits, PLAN, least + NOISE, SAMPLES, allowed)
     assert [tensor.index for tensor in choice.tensors] == [bias]
-    with pytest.raises(TrainerError, match="the least needs"):
+    with pytest.raises(ConfigError, match="the least needs"):
         choose(digits, PLAN, least - NOISE, SAMPLES, allowed)
 
 

@@ -28,7 +28,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-def run(folder: Path, model: Path) -> LocalResult:
+def run(folder: Path, model: Path, *, fixed_scales: bool = False) -> LocalResult:
     return train_file(
         model,
         folder / "train.npz",
@@ -36,10 +36,11 @@ def run(folder: Path, model: Path) -> LocalResult:
         PLAN,
         seed=5,
         test_path=folder / "test.npz",
+        fixed_scales=fixed_scales,
     )
 
 
-def test_an_untrained_file_learns(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_untrained_file_learns(folder: Path) -> None:
     result = run(folder, UNTRAINED_PATH)
     assert result.before.accuracy is not None
     assert result.after.accuracy is not None
@@ -51,9 +52,7 @@ def test_an_untrained_file_learns(folder: Path, monkeypatch: pytest.MonkeyPatch)
     run(folder, UNTRAINED_PATH)
     assert (folder / "out.tflite").read_bytes() == first
     # The control: with the scales of the file it cannot.
-    monkeypatch.setattr("fedlearn.trainer.local.is_cut_off", lambda *_: False)
-    monkeypatch.setattr("fedlearn.trainer.local.finished", lambda m, t: m.patched(t.values))
-    result = run(folder, UNTRAINED_PATH)
+    result = run(folder, UNTRAINED_PATH, fixed_scales=True)
     assert result.rescaled == 0
     assert result.after.accuracy is not None
     assert result.after.accuracy < 0.75

@@ -78,6 +78,28 @@ def test_trained_bits_are_the_recorded_ones(
     assert _digest(digits, _train(digits, _few(digits_train), tail)) == DIGESTS[tail]
 
 
+# The same 600 digits with every option of local training at once.
+_OPTIONS = replace(
+    PLAN,
+    schedule="cosine",
+    proximal=0.1,
+    clip_norm=0.5,
+    class_weights=(1.0, 2.0, *[1.0] * 8),
+    validation=0.1,
+)
+OPTION_DIGESTS = {8: "9e3feb121ab2adbd", 0: "d4212e0376f041ee"}
+
+
+@pytest.mark.parametrize("fraction_bits", [8, 0])
+def test_bits_trained_with_options_are_the_recorded_ones(
+    digits: Model, digits_train: Dataset, fraction_bits: int
+) -> None:
+    plan = replace(_OPTIONS, fraction_bits=fraction_bits)
+    numbers, data = _numbers(digits, "all"), _few(digits_train)
+    digest = _digest(digits, train(digits, numbers, data, plan, seed=7))
+    assert digest == OPTION_DIGESTS[fraction_bits]
+
+
 def test_another_seed_trains_other_bits(digits: Model, digits_train: Dataset) -> None:
     """Control of the digests: they do depend on what they should depend on."""
     data = _few(digits_train)
