@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import re
+import shlex
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -14,8 +15,8 @@ from fedlearn_qemu.guest import Guest
 
 _FORWARD = (
     "import hashlib, pathlib, sys; import numpy as np; from fedlearn.runtime import Session; "
-    "x = (np.arange(64 * 784) * 37 % 256 - 128).astype(np.int8).reshape(64, 28, 28, 1); "
-    "y = Session(pathlib.Path(sys.argv[1]).read_bytes()).run(x); "
+    "x = np.load(sys.argv[2])['x'].astype(int).reshape(-1, 28, 28, 1) - 128; "
+    "y = Session(pathlib.Path(sys.argv[1]).read_bytes()).run(x.astype(np.int8)); "
     "assert len(np.unique(y)) > 9; print(hashlib.sha256(y.tobytes()).hexdigest())"
 )
 _TRAIN = ("--tail", "dense", "--epochs", "1", "--seed", "3")
@@ -32,7 +33,7 @@ class Digests:
 
 def here(model: Path, data: Path, out: Path) -> Digests:
     """Compute on this machine."""
-    forward = _run(sys.executable, "-c", _FORWARD, str(model))
+    forward = _run(sys.executable, "-c", _FORWARD, str(model), str(data))
     _run(
         sys.executable,
         "-m",
@@ -50,7 +51,7 @@ def here(model: Path, data: Path, out: Path) -> Digests:
 
 def in_guest(guest: Guest, model: str, data: str) -> Digests:
     """Compute on the device; the paths are its own."""
-    forward = guest.check(f"python3 -I -c '{_FORWARD}' {model}", _LONG_S)
+    forward = guest.check(f"python3 -I -c {shlex.quote(_FORWARD)} {model} {data}", _LONG_S)
     out = "/tmp/trained.tflite"  # noqa: S108 - the guest's
     guest.check(f"fedlearn model train {model} {data} --out {out} {' '.join(_TRAIN)}", _LONG_S)
     return Digests(_only(forward), _only(guest.check(f"sha256sum {out}")))

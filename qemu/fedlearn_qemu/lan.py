@@ -91,9 +91,10 @@ class Lan:
     def lose(self, percent: int) -> None:
         """Lose frames at random, on their way to the aggregator and back; 100 parts the LAN."""
         self.heal()
+        # numgen compares with less than its modulus.
+        which = f"numgen random mod 100 < {percent} " if percent < 100 else ""
         hooks = "".join(
-            f"chain {hook} {{ type filter hook {hook} priority 0; "
-            f"numgen random mod 100 < {percent} drop; }}\n"
+            f"chain {hook} {{ type filter hook {hook} priority 0; {which}drop; }}\n"
             for hook in ("input", "output")
         )
         self.command("nft", "-f", "-", text=f"table bridge loss {{\n{hooks}}}\n")

@@ -132,26 +132,3 @@ def test_a_lan_that_loses_frames_and_is_parted_goes_on(board: Board) -> None:
     finally:
         board.network.heal()
     wait_for_updates(board, 2, 240)
-
-
-def test_a_trainer_without_memory_dies_alone(board: Board) -> None:
-    """The agent lives, tells, allows the next training less, and goes on."""
-    wait_for_updates(board, 1, 120)
-    limits = "systemctl set-property --runtime fedlearn.slice MemoryHigh=infinity MemoryMax="
-    restarts = f"systemctl show -P NRestarts {device.UNIT}"
-    before, agent = board.guest.check(restarts), pid(board)
-    try:
-        # Enough for the agent, and for no trainer beside it.
-        board.guest.check(limits + "44M")
-        board.guest.wait_until(
-            f"grep -q '^oom_kill [1-9]' {CGROUP}/{device.UNIT}/memory.events", 120
-        )
-        board.guest.wait_until(
-            "grep -q 'ran out\\|memory_allowance_kib.: [1-9]' /run/fedlearn/status.json", 60
-        )
-        assert pid(board) == agent
-        assert board.guest.check(restarts) == before
-    finally:
-        board.guest.run(limits + "128M")
-    wait_for_updates(board, 1, 240)
-    assert pid(board) == agent

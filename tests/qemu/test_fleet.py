@@ -34,7 +34,7 @@ def test_two_devices_federate(image: Image, tmp_path: Path) -> None:
     assert report["stand_in"] is image.stand_in
     assert [each["updates"] for each in report["devices"]] == [2, 2]
     assert [each["state"] for each in report["rounds"]] == ["closed", "closed"]
-    assert report["first_update_s"] < 120
+    assert 0 < report["first_update_s"] < report["wall_s"]
     for each in report["devices"]:
         assert "delivered" in (out / each["name"] / "agent.log").read_text("utf-8")
         assert (out / each["name"] / "console.log").stat().st_size
