@@ -16,7 +16,7 @@ OE ?=
 OE_USER ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help demo qemu test test-benchmarks test-qemu lint layer-check bench-accuracy bench-trainer image flash clean
+.PHONY: help demo qemu test test-benchmarks lint layer-check bench-accuracy bench-trainer image flash clean
 
 help: ## Show what there is to make
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-16s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -39,9 +39,6 @@ test: $(VENV)/dev $(OTHER)/dev ## Run all tests and linters, then those that use
 
 test-benchmarks: $(BENCH)/done ## Run the benchmarks' own tests, which need PyTorch
 	@$(BENCH)/bin/python -m pytest tests/benchmarks $(ARGS)
-
-test-qemu: $(VENV)/dev ## Tests on emulated ARM64 devices, as root; not yet part of `make test`
-	@$(RUN)/python -m pytest -m qemu tests/qemu $(ARGS)
 
 lint: $(VENV)/dev ## Run the linters alone
 	@$(RUN)/python -m pytest -q tests/lint

@@ -49,12 +49,15 @@ class Result:
         return self.output
 
 
-def request(script: str, number: str) -> bytes:
-    """The lines that make a shell run `script` and answer with the frame of `number`."""
+def request(script: str, number: str, answer: str = "/run/.answer") -> bytes:
+    """The lines that make a shell run `script` and answer with the frame of `number`.
+
+    The output waits in the file `answer`, a path without blanks.
+    """
     lines = (
-        f"sh -c {shlex.quote(script)} </dev/null >/run/.answer 2>&1; code=$?\n"
-        f"printf '\\n%s%s %s %s\\n' {_MARK} {number} $code $(wc -c </run/.answer); "
-        f"od -An -v -tx1 /run/.answer; printf '%s%s.\\n' {_MARK} {number}\n"
+        f"sh -c {shlex.quote(script)} </dev/null >{answer} 2>&1; code=$?\n"
+        f"printf '\\n%s%s %s %s\\n' {_MARK} {number} $code $(wc -c <{answer}); "
+        f"od -An -v -tx1 {answer}; printf '%s%s.\\n' {_MARK} {number}\n"
     )
     if max(map(len, lines.encode().split(b"\n"))) > MAX_LINE_BYTES:
         raise ValueError(f"a line of the script has more than {MAX_LINE_BYTES} bytes")
