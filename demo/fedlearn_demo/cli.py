@@ -4,28 +4,19 @@
 from __future__ import annotations
 
 import argparse
-import signal
-import sys
 from collections.abc import Sequence
 from pathlib import Path
-from types import FrameType
 
 from rich.console import Console
 
-from fedlearn.errors import ExitCode, FedlearnError
+from fedlearn import command
+from fedlearn.errors import ExitCode
 from fedlearn.version import VERSION
 from fedlearn.wire.messages import TAILS
 from fedlearn_demo.display import make_display
 from fedlearn_demo.report import Report
 from fedlearn_demo.run import run
 from fedlearn_demo.settings import Settings
-
-
-class _Asked(BaseException):
-    """A signal asked the demo to end."""
-
-    def __init__(self, number: int) -> None:
-        self.number = number
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -41,27 +32,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
         batch_size=options.batch_size,
         learning_rate=options.learning_rate,
     )
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, _ask)
+    command.stop_on_signals()
+    return command.run("fedlearn-demo", lambda: _demo(settings, options))
+
+
+def _demo(settings: Settings, options: argparse.Namespace) -> int:
     # With --json, stdout holds the report and nothing else.
     console = Console(stderr=options.json)
-    try:
-        with make_display(console, settings.title, settings.rounds) as display:
-            report = run(settings, options.out, display)
-    except _Asked as asked:
-        print("stopped; no process is left", file=sys.stderr)
-        return 128 + asked.number
-    except FedlearnError as error:
-        print(f"fedlearn-demo: error: {error}", file=sys.stderr)
-        return error.exit_code
+    with make_display(console, settings.title, settings.rounds) as display:
+        report = run(settings, options.out, display)
     console.print(_summary(report, options.out), highlight=False, markup=False, soft_wrap=True)
     if options.json:
         print(report.to_json())
     return ExitCode.OK
-
-
-def _ask(number: int, frame: FrameType | None) -> None:
-    raise _Asked(number)
 
 
 def _summary(report: Report, out: Path) -> str:

@@ -4,16 +4,14 @@
 from __future__ import annotations
 
 import argparse
-import signal
-import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from types import FrameType
 
 from rich.console import Console
 
-from fedlearn.errors import ExitCode, FedlearnError
+from fedlearn import command
+from fedlearn.errors import ExitCode
 from fedlearn.version import VERSION
 from fedlearn.wire.messages import TAILS
 from fedlearn_qemu import tools
@@ -32,13 +30,6 @@ exit codes:
 """
 
 
-class _Asked(BaseException):
-    """A signal asked the run to end."""
-
-    def __init__(self, number: int) -> None:
-        self.number = number
-
-
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command and return its exit code."""
     options = _parser().parse_args(arguments)
@@ -53,8 +44,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         user_network=options.user_network,
         limit_s=options.limit_s,
     )
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, _ask)
+    command.stop_on_signals()
+    return command.run("fedlearn-qemu", lambda: _run(settings, options))
+
+
+def _run(settings: Settings, options: argparse.Namespace) -> int:
     console = Console(stderr=options.json)
     began = time.monotonic()
 
@@ -62,17 +56,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         at = f"{time.monotonic() - began:5.0f} s  "
         console.print(at + text, highlight=False, markup=False, soft_wrap=True)
 
-    try:
-        tools.require(tools.BOOT)
-        image = make_image(options.image, say)
-        say(f"image: {image.name}, {image.mb:.0f} MB")
-        report = run(settings, image, options.out, say)
-    except _Asked as asked:
-        print("stopped; no process is left", file=sys.stderr)
-        return 128 + asked.number
-    except FedlearnError as error:
-        print(f"fedlearn-qemu: error: {error}", file=sys.stderr)
-        return error.exit_code
+    tools.require(tools.BOOT)
+    image = make_image(options.image, say)
+    say(f"image: {image.name}, {image.mb:.0f} MB")
+    report = run(settings, image, options.out, say)
     if options.json:
         print(report.to_json())
     console.print(report.table())
@@ -80,7 +67,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return ExitCode.OK
 
 
-def make_image(folder: Path | None, say: object) -> Image:
+def make_image(folder: Path | None, say: Callable[[str], None]) -> Image:
     """BitBake's image in `folder`, or the stand-in."""
     # Each reads files that the other does not need.
     if folder is not None:
@@ -89,12 +76,7 @@ def make_image(folder: Path | None, say: object) -> Image:
         return deployed(folder, CACHE)
     from fedlearn_qemu.standin.make import stand_in  # noqa: PLC0415
 
-    return stand_in(CACHE, say)  # type: ignore[arg-type]
-
-
-def _ask(number: int, frame: FrameType | None) -> None:
-    signal.signal(number, signal.SIG_IGN)
-    raise _Asked(number)
+    return stand_in(CACHE, say)
 
 
 def _positive(text: str) -> int:
