@@ -1,9 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """The one place where the agent waits: there a stop request reaches it, and its regular duties.
 
-Python resumes a system call that a signal interrupted (PEP 475). So the handler of SIGTERM and
-SIGINT sets a flag and makes a file descriptor readable, and whatever the agent waits for (its
-aggregator, its trainer, the next try) it waits for in `StopSignal.wait`, beside that descriptor.
+Python resumes a system call that a signal interrupted (PEP 475), and runs a handler only between
+two of its own instructions: a signal that comes just before the call does not even interrupt it. So
+the handler of SIGTERM and SIGINT sets a flag, the interpreter's C code writes to a pipe at once
+(`signal.set_wakeup_fd`), and whatever the agent waits for (its aggregator, its trainer, the next
+try) it waits for in `StopSignal.wait`, beside that pipe.
 What has to be done again and again in the meantime (`every`) is done there, too: a loop that hangs
 elsewhere does it no more, and that is what systemd's watchdog needs to know.
 """
@@ -55,21 +57,23 @@ class StopSignal:
         self.requested = False
         self._since = 0.0
         self._duties: list[_Duty] = []
-        self._event = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+        self._reader, self._writer = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
 
     def fileno(self) -> int:
         """Return a file descriptor that becomes, and stays, readable when a stop is requested."""
-        return self._event
+        return self._reader
 
     def install(self) -> None:
         """Take SIGTERM and SIGINT. One more, after a moment, ends the process the hard way."""
+        signal.set_wakeup_fd(self._writer, warn_on_full_buffer=False)
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, self._handle)
 
     def request(self) -> None:
         """Ask for the stop, from a signal handler or from anywhere else."""
         self.requested = True
-        os.eventfd_write(self._event, 1)
+        with contextlib.suppress(BlockingIOError):  # full: it is readable
+            os.write(self._writer, b"\0")
 
     def check(self) -> None:
         """Raise `Stopped` if a stop is requested."""
@@ -112,6 +116,9 @@ class StopSignal:
             left_s = None if wake == math.inf else max(0.0, wake - time.monotonic())
             can_read, can_write, _ = select.select([self, *readable], writable, [], left_s)
             self.check()
+            if self in can_read:  # a signal, whose handler runs before the loop begins anew
+                os.read(self._reader, 64)
+                continue
             if can_read or can_write:
                 return True
             if time.monotonic() >= until:

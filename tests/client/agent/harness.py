@@ -121,7 +121,16 @@ class Device:
         with (self.path / "log").open("ab") as log:
             self.processes.append(
                 subprocess.Popen(
-                    [sys.executable, program, "device.toml", mode, "modules", str(self.root)],
+                    [
+                        sys.executable,
+                        "-X",
+                        "faulthandler",
+                        program,
+                        "device.toml",
+                        mode,
+                        "modules",
+                        str(self.root),
+                    ],
                     cwd=self.path,
                     env={**os.environ, **(environment or {})},
                     stderr=log,
@@ -129,8 +138,14 @@ class Device:
             )
 
     def stop(self, number: signal.Signals = signal.SIGTERM) -> int:
-        self.processes[-1].send_signal(number)
-        return self.processes[-1].wait(30)
+        process = self.processes[-1]
+        process.send_signal(number)
+        try:
+            return process.wait(30)
+        except subprocess.TimeoutExpired:
+            process.send_signal(signal.SIGABRT)  # faulthandler writes to the log where it hangs
+            process.wait(30)
+            raise AssertionError(f"the agent does not stop:\n{self.log[-4000:]}") from None
 
     @property
     def log(self) -> str:
