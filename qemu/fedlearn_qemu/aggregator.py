@@ -13,7 +13,8 @@ from typing import Self
 
 from fedlearn.errors import FedlearnError
 from fedlearn_aggregator.report import TaskReport, read
-from fedlearn_qemu import authority, lan, tools
+from fedlearn_qemu import authority, tools
+from fedlearn_qemu.lan import Network
 
 PORT = 8470
 _START_S = 30.0
@@ -59,21 +60,19 @@ class Task:
 class Aggregator:
     """A context manager: it serves from `__enter__` to `__exit__`; its store is in `folder`."""
 
-    def __init__(self, task: Task, folder: Path, network: lan.Lan | lan.UserNetwork) -> None:
+    def __init__(self, task: Task, folder: Path, network: Network) -> None:
         self._task = task
         self._data = folder / "aggregator"
         self._log = folder / "aggregator.log"
         self._network = network
-        self.address = lan.address_of(network)
-        self.authority = authority.make(folder, self.address)
+        self.authority = authority.make(folder, network.address)
         self._process: subprocess.Popen[bytes] | None = None
         self._command("init", *task.options)
 
     def __enter__(self) -> Self:
-        on_lan = isinstance(self._network, lan.Lan)
-        host = self.address if on_lan else "127.0.0.1"
+        host = self._network.host
         words = [*("--host", host, "--port", str(PORT))]
-        words += ["--interface", host] if on_lan else ["--no-mdns"]
+        words += ["--interface", host] if self._network.multicast else ["--no-mdns"]
         words += ["--certificate", str(self.authority.certificate)]
         words += ["--key", str(self.authority.key)]
         if self._task.test_data is not None:

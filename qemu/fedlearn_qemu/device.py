@@ -9,7 +9,6 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from fedlearn.agent.status import Status
 from fedlearn_qemu import card, lan
@@ -84,7 +83,9 @@ def prepare(
     return disk
 
 
-def machine(setup: Setup, drive: str, folder: Path, port: lan.Port, network: Any) -> Machine:
+def machine(
+    setup: Setup, drive: str, folder: Path, port: lan.Port, network: lan.Network
+) -> Machine:
     """The device's machine, off. `drive` is QEMU's -drive, such as `raw_drive` makes."""
     hardware = Hardware(
         memory_mb=setup.memory_mb,

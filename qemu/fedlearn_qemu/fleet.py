@@ -58,13 +58,9 @@ def run(settings: Settings, image: Image, out: Path, say: Say) -> Report:
     began = time.monotonic()
     _empty(out)
     shards = deal(settings, out)
-    network = lan.UserNetwork() if settings.user_network or not lan.usable() else lan.Lan()
-    words = (
-        "a LAN of their own, found by mDNS"
-        if isinstance(network, lan.Lan)
-        else ("QEMU's user network, fixed address: no mDNS (a LAN needs root)")
-    )
-    say(f"network: {words}")
+    alone = settings.user_network or not lan.usable()
+    network: lan.Network = lan.UserNetwork() if alone else lan.Lan()
+    say(f"network: {network.words}")
     with ExitStack() as stack:
         stack.enter_context(network)
         task = Task(
@@ -79,7 +75,7 @@ def run(settings: Settings, image: Image, out: Path, say: Say) -> Report:
             test_data=out / "test.npz",
         )
         aggregator = stack.enter_context(Aggregator(task, out, network))
-        url = "" if isinstance(network, lan.Lan) else f"https://{lan.GATEWAY}:{PORT}"
+        url = "" if network.multicast else f"https://{network.address}:{PORT}"
         setup = device.Setup(
             image,
             task.name,
@@ -93,7 +89,7 @@ def run(settings: Settings, image: Image, out: Path, say: Say) -> Report:
             folder = out / name
             disk = device.prepare(setup, name, folder, folder / "train.npz")
             drive = device.raw_drive(disk)
-            machine = device.machine(setup, drive, folder, network.port(), network)
+            machine = device.machine(setup, drive, folder, network)
             members.append(Member(name, samples, stack.enter_context(machine), say))
             say(f"{name} is on: {settings.memory_mb} MB, {samples} samples")
         for member in members:
@@ -111,7 +107,7 @@ def run(settings: Settings, image: Image, out: Path, say: Say) -> Report:
         image=image.name,
         stand_in=image.stand_in,
         image_mb=round(image.mb, 1),
-        network=words,
+        network=network.words,
         devices=devices,
         rounds=rounds,
         first_update_s=round(first_s, 1),

@@ -10,7 +10,7 @@ from __future__ import annotations
 import ctypes
 import os
 from dataclasses import dataclass
-from typing import Self
+from typing import Protocol, Self
 
 from fedlearn.errors import FedlearnError
 from fedlearn_qemu import tools
@@ -37,8 +37,32 @@ class Port:
     append: str  # of the kernel
 
 
+class Network(Protocol):
+    """Where devices and the aggregator meet; a context manager."""
+
+    words: str  # what it is, for a person
+    host: str  # where the aggregator listens
+    address: str  # that address as devices see it
+    multicast: bool  # whether mDNS works
+
+    @property
+    def prefix(self) -> tuple[str, ...]:
+        """Words that start a command within it."""
+
+    def __enter__(self) -> Self: ...
+
+    def __exit__(self, *_: object) -> None: ...
+
+    def port(self) -> Port:
+        """Plug a device in."""
+
+
 class Lan:
-    """A context manager; `prefix` starts a command within the namespace."""
+    """The LAN of the namespace, as a `Network`."""
+
+    words = "a LAN of their own, found by mDNS"
+    host = address = ADDRESS
+    multicast = True
 
     def __init__(self) -> None:
         self._namespace = -1
@@ -115,7 +139,12 @@ class Lan:
 class UserNetwork:
     """Without root: QEMU's own network. It has no multicast; the aggregator has a fixed address."""
 
+    words = "QEMU's user network, fixed address: no mDNS (a LAN needs root)"
     prefix: tuple[str, ...] = ()
+    host = "127.0.0.1"
+    # Where it shows the host's loopback.
+    address = "10.0.2.2"
+    multicast = False
 
     def __enter__(self) -> Self:
         return self
@@ -128,19 +157,10 @@ class UserNetwork:
         return Port(
             "10.0.2.15",
             ("-netdev", "user,id=net0,ipv6=off", "-device", "virtio-net-pci,netdev=net0"),
-            static("10.0.2.15", GATEWAY),
+            static("10.0.2.15", self.address),
         )
-
-
-# Where QEMU's own network shows the host's loopback.
-GATEWAY = "10.0.2.2"
 
 
 def static(address: str, gateway: str) -> str:
     """The kernel's option for a fixed address, as runqemu writes it."""
     return f"net.ifnames=0 ip={address}::{gateway}:255.255.255.0::eth0:off"
-
-
-def address_of(network: Lan | UserNetwork) -> str:
-    """The aggregator's address as devices see it."""
-    return ADDRESS if isinstance(network, Lan) else GATEWAY

@@ -3,17 +3,14 @@
 
 from __future__ import annotations
 
-import contextlib
-import json
 import shutil
-import socket
 import subprocess
 import tempfile
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Self
+from typing import Self
 
 from fedlearn.errors import FedlearnError
 from fedlearn_qemu import guest, tools
@@ -51,7 +48,6 @@ class Machine:
         self._sockets = Path(tempfile.mkdtemp(prefix="fedlearn-qemu-"))
         self._process: subprocess.Popen[bytes] | None = None
         self._guest: guest.Guest | None = None
-        self.started_at = 0.0
 
     def __enter__(self) -> Self:
         try:
@@ -70,17 +66,10 @@ class Machine:
         assert self._guest is not None
         return self._guest
 
-    @property
-    def pid(self) -> int:
-        """Process id of QEMU."""
-        assert self._process is not None
-        return self._process.pid
-
     def start(self) -> None:
         """Switch it on; it boots from its disk as it is."""
         for path in self._sockets.iterdir():
             path.unlink()
-        self.started_at = time.monotonic()
         with self.console.open("ab") as output:
             self._process = subprocess.Popen(
                 self._command(), stdin=subprocess.DEVNULL, stdout=output, stderr=output
@@ -98,38 +87,11 @@ class Machine:
         return self._process is not None and self._process.poll() is None
 
     def power_cut(self) -> None:
-        """End it at once. The disk keeps what QEMU had passed on; see `disk.VolatileDisk`."""
+        """End it at once. The disk keeps what QEMU had passed on."""
         if self._process is not None:
             self._process.kill()
             self._process.wait()
         self._let_go()
-
-    def power_off(self) -> None:
-        """Press the button; cut the power when the guest does not react."""
-        if self.running():
-            with contextlib.suppress(OSError):
-                self.qmp("system_powerdown")
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                assert self._process is not None
-                self._process.wait(_STOP_S)
-        self.power_cut()
-
-    def qmp(self, command: str, **arguments: object) -> Any:
-        """Send one command to QEMU's monitor and return the answer."""
-        with socket.socket(socket.AF_UNIX) as monitor:
-            monitor.settimeout(_START_S)
-            monitor.connect(str(self._sockets / "qmp"))
-            stream = monitor.makefile("rw")
-            stream.readline()  # its greeting
-            for words in (
-                {"execute": "qmp_capabilities"},
-                {"execute": command, "arguments": arguments},
-            ):
-                stream.write(json.dumps(words) + "\n")
-                stream.flush()
-                while "event" in (answer := json.loads(stream.readline())):
-                    pass
-        return answer.get("return")
 
     def close(self) -> None:
         """Cut the power and forget the sockets."""
@@ -163,7 +125,6 @@ class Machine:
             *("-device", "virtconsole,chardev=hvc0"),
             *("-chardev", f"socket,id=hvc1,path={self._sockets}/shell,server=on,wait=off"),
             *("-device", "virtconsole,chardev=hvc1"),
-            *("-qmp", f"unix:{self._sockets}/qmp,server=on,wait=off"),
             *hardware.network,
         ]
         if image.initrd is not None:

@@ -24,12 +24,13 @@ PACKAGES = {
     "ip": "iproute2",
     "nft": "nftables",
     "nsenter": "util-linux",
+    "setpriv": "util-linux",
     "openssl": "openssl",
 }
 _SBIN = ("/usr/local/sbin", "/usr/sbin", "/sbin")
 _MOST_WORDS = 600
 
-BOOT = ("qemu-system-aarch64", "mcopy", "debugfs", "sfdisk", "openssl")
+BOOT = ("qemu-system-aarch64", "mcopy", "debugfs", "sfdisk", "openssl", "setpriv")
 BUILD = ("mmdebstrap", "mkfs.vfat", "mke2fs", "depmod", "sfdisk")
 LAN = ("ip", "nsenter")
 LOSS = ("nft",)

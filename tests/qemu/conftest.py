@@ -77,9 +77,7 @@ def board(image: Image, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bo
         more = {"digits.tflite": MODEL_PATH}
         disk = device.prepare(setup, "board", folder / "device", data, more)
         drive = device.raw_drive(disk)
-        machine = stack.enter_context(
-            device.machine(setup, drive, folder / "device", network.port(), network)
-        )
+        machine = stack.enter_context(device.machine(setup, drive, folder / "device", network))
         machine.guest.wait_for_shell(device.READY_S)
         ready_s = device.wait_until_ready(machine.guest)
         yield Board(machine, aggregator, network, ready_s, data)
