@@ -83,10 +83,9 @@ def prepare(
     return disk
 
 
-def machine(
-    setup: Setup, drive: str, folder: Path, port: lan.Port, network: lan.Network
-) -> Machine:
-    """The device's machine, off. `drive` is QEMU's -drive, such as `raw_drive` makes."""
+def machine(setup: Setup, drive: str, folder: Path, network: lan.Network) -> Machine:
+    """The device's machine, off and plugged in. `drive` is QEMU's -drive, as `raw_drive` makes."""
+    port = network.port()
     hardware = Hardware(
         memory_mb=setup.memory_mb,
         cores=setup.cores,
