@@ -12,6 +12,7 @@ from rich.console import Console
 
 from fedlearn import command
 from fedlearn.errors import ExitCode
+from fedlearn.text import counted
 from fedlearn.version import VERSION
 from fedlearn.wire.messages import TAILS
 from fedlearn_qemu import tools
@@ -63,7 +64,7 @@ def _run(settings: Settings, options: argparse.Namespace) -> int:
     if options.json:
         print(report.to_json())
     console.print(report.table())
-    say(f"{report.accepted} updates accepted; results and logs are in {options.out}")
+    say(f"{counted(report.accepted, 'update')} accepted; results and logs are in {options.out}")
     return ExitCode.OK
 
 

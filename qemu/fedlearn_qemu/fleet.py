@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from fedlearn.errors import ConfigError, FedlearnError
+from fedlearn.text import counted
 from fedlearn_aggregator.report import RoundReport
 from fedlearn_demo.digits import MODEL_PATH, dirichlet_split, load_test, load_train
 from fedlearn_qemu import device, lan
@@ -173,7 +174,7 @@ def _follow(
 def _line(each: RoundReport) -> str:
     up = sum(each.bytes_up) / max(1, len(each.bytes_up)) / 1000
     accuracy = f"accuracy {each.accuracy:.1%}" if each.accuracy is not None else "no accuracy"
-    return f"round {each.number}: {each.updates} updates of {up:.1f} kB, {accuracy}"
+    return f"round {each.number}: {counted(each.updates, 'update')} of {up:.1f} kB, {accuracy}"
 
 
 def _ask(member: Member, say: Say) -> DeviceReport:

@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass
 from rich.table import Table
 
 from fedlearn.agent.status import Status
+from fedlearn.text import counted
 from fedlearn_aggregator.report import RoundReport
 from fedlearn_qemu.device import Memory
 
@@ -72,7 +73,7 @@ class Report:
     def table(self) -> Table:
         """All devices in one table."""
         table = Table(
-            title=f"{len(self.devices)} emulated devices, {self.image}; memory in MB",
+            title=f"{counted(len(self.devices), 'emulated device')}, {self.image}; memory in MB",
             padding=(0, 0),
         )
         headings = "device samples ready-s updates kB-up agent trainer service state"
