@@ -26,8 +26,10 @@ from fedlearn.model import Model, Operator
 from fedlearn.runtime import is_litert
 from fedlearn.trainer.loss import make_loss
 from fedlearn.trainer.ranges import RangeMeter
-from fedlearn.trainer.selftest import SAMPLES, calibrate
-from fedlearn.trainer.tail import Tail, take
+from fedlearn.trainer.prefix import Prefix
+from fedlearn.trainer.section import take
+from fedlearn.trainer.selftest import SAMPLES, prove
+from fedlearn.trainer.tail import Tail
 from fedlearn.trainer.tails import longest, parameters, weighted_operators
 from fedlearn.trainer.training import JUDGED_BATCH
 from fedlearn.wire.messages import TrainableTensor, TrainingPlan
@@ -80,7 +82,12 @@ def measure(model: Model, tensors: Collection[int], plan: TrainingPlan, samples:
         if tail.values() * batch > _MOST_VALUES:
             raise ModelError(f"a step of {batch} samples does not fit into any board")
         shape = model.tensors[model.entry].shape[1:]
-        calibrate(tail, model, np.zeros((min(SAMPLES, samples), *shape), np.int8), batch=batch)
+        inputs = np.zeros((min(SAMPLES, samples), *shape), np.int8)
+        prefix = Prefix(model, tail.entries, batch=batch)
+        prefix.prove(inputs)
+        prefix.features(inputs)
+        del prefix
+        prove(tail, model, inputs, batch=batch)
         tail.thaw(plan.fraction_bits, anchored=plan.proximal > 0)
         features = tuple(
             np.zeros((batch, *model.tensors[number].shape[1:]), np.int8) for number in tail.entries

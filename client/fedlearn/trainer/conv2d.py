@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+from math import prod
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -49,7 +51,7 @@ class Conv2D(WeightedLayer):
     def values(self) -> int:
         """The outputs and the patches."""
         places = self._window.rows.places * self._window.columns.places
-        return super().values() + places * self.weight.grid[0].size
+        return super().values() + places * prod(self.weight.shape[1:])
 
     def _accumulate(self, x: NDArray[np.float32]) -> Real:
         patches = self._window.patches(x)

@@ -27,7 +27,7 @@ class FullyConnected(WeightedLayer):
 
     def _accumulate(self, x: NDArray[np.float32]) -> Real:
         self._shape = x.shape
-        rows = x.reshape(-1, self.weight.grid.shape[1])
+        rows = x.reshape(-1, self.weight.shape[1])
         if self.trains_weight:
             self._x = rows
         return product(rows, self.weight.grid.T)

@@ -34,6 +34,8 @@ class Layer(ABC):
     # How many of the operator's inputs are activations; None: all. The others are weights,
     # biases, shapes, paddings.
     arity: int | None = 1
+    # Of `arithmetics`, the one that training uses on every machine; None: there is nothing to choose.
+    pinned: Arithmetic | None = None
     # Names of the attributes that only wait for the backward pass.
     kept: tuple[str, ...] = ()
 
@@ -72,6 +74,11 @@ class Layer(ABC):
     def choose(self, arithmetic: Arithmetic) -> None:
         """Compute with one of `arithmetics` from now on."""
         raise ValueError(f"{self.operator.name} has no {arithmetic}")
+
+    def pin(self) -> None:
+        """Compute from now on as every machine does, whatever kernels its runtime has."""
+        if self.pinned is not None:
+            self.choose(self.pinned)
 
     def forget(self) -> None:
         """Free what the last `forward` kept; a batch's activations are most of the memory."""

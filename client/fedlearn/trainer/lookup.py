@@ -8,6 +8,7 @@ A kernel's arithmetic, in whatever integers and steps it takes, runs once for ea
 from __future__ import annotations
 
 from abc import abstractmethod
+from collections.abc import Callable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,6 +22,8 @@ from fedlearn.trainer.requantisation import Arithmetic
 from fedlearn.trainer.runs import remainder
 
 _BYTES = 256
+# Of a table that are made at a time.
+_ROWS = 16
 
 
 class LookupLayer(Layer):
@@ -28,6 +31,7 @@ class LookupLayer(Layer):
 
     # Whether TFLite has vector code for the operator that does not always do as its portable code.
     has_vector_code = False
+    pinned = Arithmetic.TWICE_AWAY
     kept = ("_open", "_operands", "_y")
 
     def __init__(self, model: Model, operator: Operator) -> None:
@@ -58,16 +62,25 @@ class LookupLayer(Layer):
         """Make the table of a kernel that rounds so."""
         if arithmetic not in self.arithmetics():
             super().choose(arithmetic)
-        operands = self._cases()
-        tables = [self._portable(*operands)]
+        kernels = [self._portable]
         # For each place of a sample: where its table starts. None: there is only one.
         self._starts: NDArray[np.intp] | None = None
         if arithmetic is Arithmetic.TWICE_VECTORS:
-            tables.append(self._vector(*operands))
+            kernels.append(self._vector)
             in_vector = ~remainder(*self._runs(), self.output.shape[1:])
-            self._starts = in_vector * np.intp(tables[0].size)
-        clipped = np.clip(np.stack(tables), self.lowest, self.highest)
-        self._table = clipped.astype(np.float32).ravel()
+            self._starts = in_vector * np.intp(_BYTES ** len(self.inputs))
+        self._table = np.concatenate([self._answers(kernel) for kernel in kernels])
+
+    def _answers(self, kernel: Callable[..., Integers]) -> Array:
+        """A kernel's output for all cases, in few rows at a time: its integers have 64 bits."""
+        first, *others = self._cases()
+        rows = np.array_split(first, _BYTES // _ROWS if others else 1)
+        return np.concatenate(
+            [
+                np.clip(kernel(part, *others), self.lowest, self.highest).astype(np.float32).ravel()
+                for part in rows
+            ]
+        )
 
     def _cases(self) -> tuple[Integers, ...]:
         """Every byte as an operand, centred; two operands broadcast to all pairs."""

@@ -38,6 +38,7 @@ class Mean(Layer):
     """The mean of real values, rescaled to the output's grid."""
 
     kept = ("_open",)
+    pinned = Arithmetic.TWICE_AWAY
     # Where int8 could hold the last output.
     _open: NDArray[np.bool_]
 
@@ -53,11 +54,19 @@ class Mean(Layer):
         if not self._axes or self._axes[0] == 0:
             raise ModelError(f"operator {operator.index} (MEAN): axes {written} mix the samples")
         self._cells = prod(shape[axis] for axis in self._axes)
-        keeps_dims = bool(operator.options and operator.options.scalar(0, "?"))
-        written = list(self._axes) if is_litert() else sorted(written)
-        self._spatial = keeps_dims and len(shape) == 4 and written == [1, 2]
-        self._factor, self._bias = self._spatial_terms() if self._spatial else self._general_terms()
+        self._keeps_dims = bool(operator.options and operator.options.scalar(0, "?"))
+        self._use_kernel(list(self._axes) if is_litert() else sorted(written))
         self.choose(self.arithmetics()[0])
+
+    def _use_kernel(self, axes: list[int]) -> None:
+        """Compute as the kernel does that the runtime takes when it reads these axes."""
+        self._spatial = self._keeps_dims and len(self.input.shape) == 4 and axes == [1, 2]
+        self._factor, self._bias = self._spatial_terms() if self._spatial else self._general_terms()
+
+    def pin(self) -> None:
+        """The kernel, too, is the same: not all runtimes read [2, 1] or -1 as ai-edge-litert does."""
+        self._use_kernel(list(self._axes))
+        super().pin()
 
     def _spatial_terms(self) -> tuple[FixedPoint, int]:
         """Factor and bias of the raw sum, computed in float32 as there."""

@@ -28,15 +28,24 @@ BIAS_LIMIT = (1 << 30) - 1
 class Parameter:
     """One tensor, shape (C, ...) with the output channel first.
 
-    `grid` is what the forward pass uses: the values on the model's integer grid, float32 for
-    weights (the operand of the exact matrix product), float64 for biases.
+    A frozen weight is a view of the model's bytes.
     """
 
     def __init__(self, values: NDArray[np.int8] | NDArray[np.int32]) -> None:
-        self._dtype = values.dtype
+        self.shape, self._dtype = values.shape, values.dtype
         self._is_weight = values.dtype == np.int8
-        self.grid: NDArray[Any] = values.astype(np.float32 if self._is_weight else np.float64)
+        self._real = np.float32 if self._is_weight else np.float64
+        self._grid: NDArray[Any] = values
         self._start: NDArray[Any] | None = None
+
+    @property
+    def grid(self) -> NDArray[Any]:
+        """What the forward pass uses: the values on the model's integer grid.
+
+        float32 for weights (the operand of the exact matrix product), float64 for biases. A frozen
+        parameter makes it anew each time.
+        """
+        return self._grid.astype(self._real, copy=False)
 
     def thaw(
         self,
@@ -45,7 +54,7 @@ class Parameter:
         *,
         anchored: bool = False,
     ) -> None:
-        """Make it trainable; a frozen one needs half of the memory.
+        """Make it trainable; a frozen one needs a seventh of the memory.
 
         `dither` rounds stochastically; without it steps are rounded to nearest. `anchored` keeps
         the values of now for a `pull`.
@@ -54,8 +63,9 @@ class Parameter:
         self._limit = (WEIGHT_LIMIT if self._is_weight else BIAS_LIMIT) * self._one
         self._dither = dither
         store = np.int16 if self._is_weight else np.int64
-        self._fixed: NDArray[Any] = (self.grid * self._one).astype(store)
-        self._scratch: NDArray[Any] = np.empty(self.grid.shape, self.grid.dtype)
+        self._grid = self.grid
+        self._fixed: NDArray[Any] = (self._grid * self._one).astype(store)
+        self._scratch: NDArray[Any] = np.empty(self.shape, self._real)
         self._start = self._fixed.copy() if anchored else None
 
     def step(self, gradient: Real, rate: NDArray[np.float64] | float, pull: float = 0.0) -> None:
@@ -84,8 +94,8 @@ class Parameter:
 
     def _put(self, work: NDArray[Any]) -> None:
         np.copyto(self._fixed, work, casting="unsafe")
-        np.multiply(work, work.dtype.type(1.0 / self._one), out=self.grid)
-        np.rint(self.grid, out=self.grid)
+        np.multiply(work, work.dtype.type(1.0 / self._one), out=self._grid)
+        np.rint(self._grid, out=self._grid)
 
     def snapshot(self) -> NDArray[Any]:
         """A copy of the values with their fraction, for `restore`."""
@@ -98,4 +108,4 @@ class Parameter:
 
     def values(self) -> NDArray[Any]:
         """The values on the grid, in the tensor's own dtype, int8 or int32."""
-        return self.grid.astype(self._dtype)
+        return self._grid.astype(self._dtype)

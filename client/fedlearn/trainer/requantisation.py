@@ -23,6 +23,7 @@ from enum import Enum
 import numpy as np
 from numpy.typing import NDArray
 
+from fedlearn.trainer.exact import Real
 from fedlearn.trainer.fixed_point import FixedPoint
 
 # A float64 holds integers of 53 bits: the product of a 31-bit multiplier with an accumulator
@@ -67,11 +68,12 @@ class Requantiser:
         self._right = 2.0**-self._factors.right
         self._fast = _LARGEST_OUTPUT / float(real.min()) < _EXACT_ACCUMULATOR
 
-    def __call__(self, accumulator: NDArray[np.float64]) -> NDArray[np.float32]:
+    def __call__(self, accumulator: Real) -> NDArray[np.float32]:
         """Rescale an accumulator (..., C) of integers; the result is not yet clamped."""
         if self.arithmetic is Arithmetic.FLOAT32:
-            return np.rint(accumulator.astype(np.float32) * self._factor)
-        scaled = self._high_half(accumulator)
+            product = accumulator.astype(np.float32, copy=False) * self._factor
+            return np.rint(product, out=product)
+        scaled = self._high_half(accumulator.astype(np.float64, copy=False))
         scaled *= self._right
         channels = scaled.shape[-1]
         upwards = {

@@ -1,10 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Proof, on the device itself, that the tail computes what its runtime computes.
+"""Proof, on the device itself, that the trainer computes what its runtime computes.
 
-Before training, each layer of the tail is compared with the real interpreter on some of the
-device's own samples, and takes the arithmetic whose results are the same in every bit. A layer for
-which there is none is an error: training on numbers that the deployed model does not have would
-fail in ways that nobody could see.
+Runtimes differ in how they round: in an output of some thousand, by one step. Before training, each
+layer is compared with the real interpreter on some of the device's own samples, and must give the
+same bits in one of the roundings that kernels are known to have. A layer for which there is none is
+an error: training on numbers that the deployed model does not have would fail in ways that nobody
+could see. Training itself then rounds in one way on every machine (`Layer.pin`), so that its bits
+do not depend on the runtime.
 """
 
 from __future__ import annotations
@@ -17,15 +19,24 @@ from fedlearn.model import Model
 from fedlearn.runtime import Session, runtime_name
 from fedlearn.trainer.layer import Array, Layer
 from fedlearn.trainer.requantisation import Arithmetic
-from fedlearn.trainer.tail import Tail, take
+from fedlearn.trainer.section import Section
 
 # Roundings differ in one output of some thousand. Where so few samples do not tell two apart, the
 # one that TFLite's own kernels use for the operator is taken.
 SAMPLES = 16
 
 
-def calibrate(
-    tail: Tail,
+def prove(section: Section, model: Model, inputs: NDArray[np.int8], *, batch: int = SAMPLES) -> None:
+    """Match this machine's runtime, then round as all machines do.
+
+    `inputs` are samples (N, ...) of the model's input. Raises TrainerError as `match` does.
+    """
+    match(section, model, inputs, batch=batch)
+    section.pin()
+
+
+def match(
+    section: Section,
     model: Model,
     inputs: NDArray[np.int8],
     *,
@@ -33,19 +44,20 @@ def calibrate(
     batch: int = SAMPLES,
     delegates: bool = False,
 ) -> None:
-    """Give every layer of `tail` the arithmetic of this machine's runtime.
+    """Give every layer of `section` the arithmetic of this machine's runtime.
 
-    `inputs` are samples (N, ...) of the model's input; the first `samples` are used, in batches of
-    no more than `batch`, which bounds the memory. Raises TrainerError naming the operator when no
-    arithmetic reproduces the runtime's output.
+    The first `samples` of `inputs` are used, in batches of no more than `batch`, which bounds the
+    memory. Raises TrainerError naming the operator when no arithmetic reproduces the runtime's
+    output.
     """
     inputs = inputs[:samples]
-    features = tail.features(inputs, delegates=delegates)
-    session = Session(model.cut([layer.output.index for layer in tail.layers]), delegates=delegates)
+    before = [number for number in section.entries if number != model.entry]
+    outputs = [layer.output.index for layer in section.layers]
+    session = Session(model.cut([*before, *outputs]), delegates=delegates)
     left: list[list[Arithmetic | None]] = [
-        list(layer.arithmetics()) or [None] for layer in tail.layers
+        list(layer.arithmetics()) or [None] for layer in section.layers
     ]
-    for layer, arithmetics in zip(tail.layers, left, strict=True):
+    for layer, arithmetics in zip(section.layers, left, strict=True):
         if arithmetics[0] is not None:
             layer.choose(arithmetics[0])
     parts = np.array_split(np.arange(len(inputs)), -(-len(inputs) // min(SAMPLES, batch)))
@@ -54,12 +66,14 @@ def calibrate(
     while tried != sum(map(len, left)):
         tried = sum(map(len, left))
         for rows in parts:
-            made = session.run_all(inputs[rows])
-            values = tail.centred(take(features, rows))
-            for at, (layer, raw) in enumerate(zip(tail.layers, made, strict=True)):
-                x = tail.inputs_of(at, values)
-                expected = raw.astype(np.float32) - layer.output.zero_point
-                values[layer.output.index] = _matched(layer, x, expected, left[at])
+            made = dict(zip([*before, *outputs], session.run_all(inputs[rows]), strict=True))
+            made[model.entry] = inputs[rows]
+            values = section.centred(tuple(made[number] for number in section.entries))
+            for at, layer in enumerate(section.layers):
+                x = section.inputs_of(at, values)
+                number, zero = layer.output.index, layer.output.zero_point
+                expected = made.pop(number).astype(np.float32) - zero
+                values[number] = _matched(layer, x, expected, left[at])
 
 
 def _matched(

@@ -26,6 +26,7 @@ class Softmax(Layer):
     """Along the last axis; the output has steps of 1/256 and no negative values."""
 
     kept = ("_y",)
+    pinned = Arithmetic.FLOAT32
 
     def __init__(self, model: Model, operator: Operator) -> None:
         super().__init__(model, operator)

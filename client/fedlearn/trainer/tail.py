@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """The trained part of a model: the operators that depend on what is trained.
 
-What does not depend on it is the frozen prefix, which the real interpreter runs; also a branch that
-joins the tail later. So a tail is a graph: it has one entry for each tensor that the prefix hands
-over, and errors of a tensor that several operators read add up.
+What does not depend on it is the frozen prefix; also a branch that joins the tail later. So a tail is
+a graph: it has one entry for each tensor that the prefix hands over, and errors of a tensor that
+several operators read add up.
 """
 
 from __future__ import annotations
@@ -15,27 +15,19 @@ from typing import Any, TypeGuard
 import numpy as np
 from numpy.typing import NDArray
 
-from fedlearn.errors import ModelError, UnsupportedOperatorError
+from fedlearn.errors import UnsupportedOperatorError
 from fedlearn.model import Model, Operator
 from fedlearn.model.activation import activation_of
 from fedlearn.model.schema import Activation
-from fedlearn.runtime import Session
 from fedlearn.trainer.dither import Dither
 from fedlearn.trainer.error_quantisation import QUANTISERS
 from fedlearn.trainer.layer import Array, Layer
-from fedlearn.trainer.operators import LAYERS
 from fedlearn.trainer.parameters import FRACTION_BITS, Parameter
 from fedlearn.trainer.reshape import Reshape
+from fedlearn.trainer.section import Features, Section, leading
 from fedlearn.trainer.weighted import WeightedLayer
 
-# Int8 values of the tensors that the prefix hands over, (N, ...) each.
-Features = tuple[NDArray[np.int8], ...]
 Values = dict[int, NDArray[np.int8] | NDArray[np.int32]]
-
-
-def take(features: Features, rows: NDArray[np.int64]) -> Features:
-    """The features of the samples with these numbers."""
-    return tuple(each[rows] for each in features)
 
 
 def depending(model: Model, operators: Collection[int]) -> tuple[Operator, ...]:
@@ -43,15 +35,9 @@ def depending(model: Model, operators: Collection[int]) -> tuple[Operator, ...]:
 
     What the answer does not depend on is left out: nothing could train it.
     """
-    needed = {model.exit}
-    leading = []
-    for operator in reversed(model.operators):
-        if needed.intersection(operator.outputs):
-            leading.append(operator)
-            needed.update(operator.inputs)
     made: set[int] = set()
     found = []
-    for operator in reversed(leading):
+    for operator in leading(model, [model.exit]):
         if operator.index in operators or made.intersection(operator.inputs):
             found.append(operator)
             made.update(operator.outputs)
@@ -75,7 +61,7 @@ def require_plain(model: Model, operator: Operator) -> None:
         )
 
 
-class Tail:
+class Tail(Section):
     """The operators from the first one that is trained to the outputs that a loss judges.
 
     These outputs are the accumulators of a last layer with weights, else the last int8 tensor in
@@ -95,7 +81,6 @@ class Tail:
         Raises UnsupportedOperatorError when a tensor is no weight or bias of this model, or when an
         operator between it and the output cannot be trained.
         """
-        self._model = model
         wanted = set(tensors)
         users = [op.index for op in model.operators if wanted.intersection(op.inputs[1:3])]
         if not users:
@@ -103,21 +88,12 @@ class Tail:
         operators = list(depending(model, users))
         if operators and operators[-1].name == absorbed:
             require_plain(model, operators.pop())
-        try:
-            self.layers = [self._layer(operator) for operator in operators]
-        except (IndexError, ValueError, OverflowError) as error:
-            # Shapes or options that no converter writes.
-            raise ModelError(f"the model is damaged: {error}") from error
+        super().__init__(model, operators)
         for layer in self.layers:
             layer.quantise = QUANTISERS[errors]
         self._mark(wanted)
         self.thaw()
-        self._made = {layer.output.index for layer in self.layers}
-        self.entries, self._constants = self._sources()
         self._head = self._find_head()
-        self._last_use = {
-            tensor.index: at for at, layer in enumerate(self.layers) for tensor in layer.inputs
-        }
 
     def thaw(
         self,
@@ -133,15 +109,6 @@ class Tail:
     def _parameters(self) -> list[Parameter]:
         return [parameter for layer in self.weighted for parameter in layer.parameters()]
 
-    def _layer(self, operator: Operator) -> Layer:
-        kind = LAYERS.get(operator.name)
-        if kind is None:
-            raise UnsupportedOperatorError(
-                f"operator {operator.index} ({operator.name}) cannot be trained",
-                hint=f"train a tail behind it, that is, after operator {operator.index}",
-            )
-        return kind(self._model, operator)
-
     def _mark(self, left: set[int]) -> None:
         for layer in self.weighted:
             left = left - layer.mark(left)
@@ -149,21 +116,6 @@ class Tail:
             raise UnsupportedOperatorError(
                 f"tensors {sorted(left)} are no weights or biases of the tail"
             )
-
-    def _sources(self) -> tuple[tuple[int, ...], dict[int, Array]]:
-        """Tensors that the prefix makes, and constants in the place of activations."""
-        entries: list[int] = []
-        constants: dict[int, Array] = {}
-        for layer in self.layers:
-            for tensor in layer.inputs:
-                if tensor.index in self._made or tensor.index in entries:
-                    continue
-                if tensor.is_constant:
-                    values = self._model.array(tensor.index).astype(np.float32)
-                    constants[tensor.index] = values - np.float32(tensor.zero_point)
-                else:
-                    entries.append(tensor.index)
-        return tuple(entries), constants
 
     def _find_head(self) -> int:
         """The place of the layer whose outputs the loss judges; behind it only RESHAPEs follow."""
@@ -189,28 +141,6 @@ class Tail:
         """Numbers that the loss judges for each sample."""
         return prod(self.layers[self._head].output.shape[1:])
 
-    def features(self, inputs: NDArray[np.int8], *, delegates: bool = False) -> Features:
-        """What the frozen prefix makes of samples (N, ...): int8 values of the entry tensors.
-
-        The real interpreter computes it, once: every epoch on these features costs only the tail.
-        """
-        start = self._model.entry
-        made = [number for number in self.entries if number != start]
-        computed: dict[int, NDArray[np.int8]] = {start: inputs}
-        if made:
-            session = Session(self._model.cut(made), delegates=delegates)
-            computed.update(zip(made, session.run_all(inputs), strict=True))
-        return tuple(computed[number] for number in self.entries)
-
-    def centred(self, features: Features) -> dict[int, Array]:
-        """Features and constants as layers take them: float32, without the zero points."""
-        values = dict(self._constants)
-        for number, raw in zip(self.entries, features, strict=True):
-            tensor = self._model.tensors[number]
-            x = raw.reshape(len(raw), *tensor.shape[1:])
-            values[number] = np.subtract(x, np.float32(tensor.zero_point), dtype=np.float32)
-        return values
-
     def forward(self, features: Features, *, keeps: bool = True) -> Array:
         """Outputs float32 (N, C) in real units for a batch of features.
 
@@ -230,15 +160,6 @@ class Tail:
                 layer.forget()
         return y.reshape(len(features[0]), -1)
 
-    def inputs_of(self, at: int, values: dict[int, Array]) -> tuple[Array, ...]:
-        """What layer number `at` takes of `values`, without what no later layer takes."""
-        inputs = self.layers[at].inputs
-        x = tuple(values[tensor.index] for tensor in inputs)
-        for tensor in inputs:
-            if self._last_use[tensor.index] == at:
-                values.pop(tensor.index, None)
-        return x
-
     @staticmethod
     def _is_fine(layer: Layer) -> TypeGuard[WeightedLayer]:
         return isinstance(layer, WeightedLayer) and activation_of(layer.operator) is Activation.NONE
@@ -251,11 +172,11 @@ class Tail:
             own = pending.pop(layer.output.index, None)
             if own is None:
                 continue
-            wanted = tuple(tensor.index in self._made for tensor in layer.inputs)
+            wanted = tuple(tensor.index in self.made for tensor in layer.inputs)
             below_all = layer.backward(own, wanted)
             layer.forget()
             for tensor, below in zip(layer.inputs, below_all, strict=True):
-                if below is None or tensor.index not in self._made:
+                if below is None or tensor.index not in self.made:
                     continue
                 known = pending.get(tensor.index)
                 pending[tensor.index] = below if known is None else known + below

@@ -17,10 +17,12 @@ from fedlearn.trainer.dither import Dither
 from fedlearn.trainer.loss import Loss, make_loss
 from fedlearn.trainer.order import sample_order
 from fedlearn.trainer.parameters import FRACTION_BITS
+from fedlearn.trainer.prefix import Prefix
 from fedlearn.trainer.ranges import RangeMeter
 from fedlearn.trainer.schedule import factor
-from fedlearn.trainer.selftest import calibrate
-from fedlearn.trainer.tail import Features, Tail, Values, take
+from fedlearn.trainer.section import Features, take
+from fedlearn.trainer.selftest import prove
+from fedlearn.trainer.tail import Tail, Values
 from fedlearn.wire.messages import OVERSHOOTS, OVERSHOOTS_HINT, ActivationRange, TrainingPlan
 
 # Loss and accuracy before and after are measured on this many samples at most: 3 % is close enough
@@ -59,7 +61,8 @@ class Training:
     `held` are the numbers of all that were held out, `best_epoch` (from 1) is the one whose weights
     these are. `ranges` are what the activations of the trained tail would have to hold on the
     judged samples, `logits` is the tensor among them that the loss takes before int8 cuts it off,
-    if any.
+    if any. `is_pinned` tells whether every machine makes these bits; the features of a frozen part
+    with an operator that cannot be trained are those of this machine's runtime.
     """
 
     values: Values
@@ -73,6 +76,7 @@ class Training:
     personal: Personal | None
     ranges: tuple[ActivationRange, ...]
     logits: int | None
+    is_pinned: bool
 
 
 @dataclass(frozen=True, eq=False)
@@ -99,7 +103,8 @@ def train(
 ) -> Training:
     """Train the tensors with these numbers on `dataset`; the model itself is not changed.
 
-    The result depends on model, tensors, data, plan and seed alone, to the bit (with int8 errors).
+    The result depends on model, tensors, data, plan and seed alone, to the bit (with int8 errors, and
+    see `Training.is_pinned`).
     With more than `max_samples` samples, that many are drawn by the seed. With `personal_epochs` a
     copy is trained that many epochs more. Raises UnsupportedOperatorError, DatasetError or
     TrainerError.
@@ -110,14 +115,18 @@ def train(
         raise TrainerError(f"a training on {max_samples} samples is none")
     loss = make_loss(plan.loss, model, plan.class_weights)
     tail = Tail(model, tensors, absorbed=loss.absorbed, errors=plan.errors)
-    calibrate(tail, model, dataset.inputs, batch=plan.batch_size)
+    prefix = Prefix(model, tail.entries, batch=plan.batch_size)
+    prefix.prove(dataset.inputs)
+    is_pinned = prefix.is_pinned
+    prove(tail, model, dataset.inputs, batch=plan.batch_size)
     dither = None if plan.fraction_bits == FRACTION_BITS else Dither(seed)
     tail.thaw(plan.fraction_bits, dither, anchored=plan.proximal > 0)
     drawn = sample_order(seed, 0, len(dataset))
     if max_samples is not None and max_samples < len(dataset):
         dataset = dataset.take(drawn[:max_samples])
         drawn = drawn[drawn < max_samples]
-    samples = _split(tail.features(dataset.inputs), dataset.labels, drawn, plan.validation)
+    samples = _split(prefix.features(dataset.inputs), dataset.labels, drawn, plan.validation)
+    del prefix  # its weights are not needed again
     before = _judge(tail, loss, samples, plan)
     run = _Run(tail, loss, samples, plan, seed=seed, more=personal_epochs or 0, progress=progress)
     run.go()
@@ -139,6 +148,7 @@ def train(
         personal=personal,
         ranges=meter.ranges(),
         logits=tail.logits,
+        is_pinned=is_pinned,
     )
 
 

@@ -26,6 +26,8 @@ from fedlearn.trainer.requantisation import Arithmetic, Requantiser
 # norm is exact in any order of summation. Where only biases train, what counts are steps of the
 # output's grid, by which a bias moves every output of its channel.
 LARGEST_STEP = 8.0
+# Up to here float32 holds every integer.
+_LARGEST_FLOAT32 = 2.0**24
 
 
 class WeightedLayer(Layer):
@@ -42,6 +44,8 @@ class WeightedLayer(Layer):
     channel_axis = 0
     # The axis of the arranged weight that a sum runs over.
     terms_axis = 1
+    # One rounding is nearer to the real value than two are, and float32 is fast in NumPy.
+    pinned = Arithmetic.FLOAT32
 
     def __init__(self, model: Model, operator: Operator) -> None:
         super().__init__(model, operator)
@@ -87,6 +91,7 @@ class WeightedLayer(Layer):
         """Requantise as a kernel does that rounds so."""
         # The last channels of a place are others than those of a line.
         self._by_place = arithmetic is Arithmetic.TWICE_VECTORS
+        self._in_float32 = arithmetic is Arithmetic.FLOAT32
         first, second = self._scales()
         second = second if self._by_place else self._tiled(second)
         self._requantise = Requantiser(arithmetic, first, second, self.output.scales)
@@ -117,11 +122,17 @@ class WeightedLayer(Layer):
         The same bits everywhere: exact, or added element by element in a fixed order.
         """
 
-    def accumulator(self, x: NDArray[np.float32]) -> NDArray[np.float64]:
-        """The int32 accumulator, bias included, as float64 rows (R, C)."""
-        total = self._accumulate(x).astype(np.float64, copy=False)
+    def accumulator(self, x: NDArray[np.float32]) -> Real:
+        """The int32 accumulator, bias included, as rows (R, C).
+
+        float64, or float32 where the arithmetic rounds the accumulator to that: of two integers
+        that float32 holds it gives the rounded sum.
+        """
+        total, bias = self._accumulate(x), self.bias.grid
+        if not (self._in_float32 and np.abs(bias).max() <= _LARGEST_FLOAT32):
+            total = total.astype(np.float64, copy=False)
         lines = self._lines(total)
-        lines += self._tiled(self.bias.grid)
+        lines += self._tiled(bias.astype(total.dtype, copy=False))
         return total
 
     def _lines(self, rows: NDArray[Any]) -> NDArray[Any]:
@@ -135,7 +146,7 @@ class WeightedLayer(Layer):
         """One number for each channel, or for all, repeated over the places of a line."""
         return np.tile(channels, self._places) if len(channels) > 1 else channels
 
-    def _rescaled(self, total: NDArray[np.float64]) -> Array:
+    def _rescaled(self, total: Real) -> Array:
         """Accumulators (R, C) on the output's grid, not yet clamped."""
         rows = total if self._by_place else self._lines(total)
         return self._requantise(rows).reshape(total.shape)
@@ -156,7 +167,7 @@ class WeightedLayer(Layer):
         accumulator = self.accumulator(x)
         if self.watch is not None:  # applications read the int8 output
             self.report(self._rescaled(accumulator))
-        return accumulator.astype(np.float32) * self._logit_scales
+        return accumulator.astype(np.float32, copy=False) * self._logit_scales
 
     def backward(self, errors: Array, wanted: tuple[bool, ...]) -> tuple[Array | None, ...]:
         """Quantise the errors, keep the parameters' gradients, pass errors down."""
@@ -246,7 +257,7 @@ class WeightedLayer(Layer):
 
     def multiply_adds(self) -> int:
         """Multiply-adds of one sample's forward pass."""
-        return prod(self.output.shape[1:-1]) * self.weight.grid.size
+        return prod(self.output.shape[1:-1]) * prod(self.weight.shape)
 
     def trained(self) -> dict[int, NDArray[np.int8] | NDArray[np.int32]]:
         """Tensor number -> values now, flat, of the parameters that are trained."""

@@ -11,7 +11,7 @@ import tflite
 
 from fedlearn.model import Model
 from fedlearn.trainer.layer import Layer
-from fedlearn.trainer.selftest import calibrate
+from fedlearn.trainer.selftest import match
 from fedlearn.trainer.tail import Tail
 from tests.client.networks import (
     Network,
@@ -103,7 +103,7 @@ def test_a_gradient_comes_through_every_branch(seed: int) -> None:
     first = next(op for op in model.operators if op.name == "FULLY_CONNECTED")
     tail = Tail(model, [first.inputs[1]])
     samples = rng.integers(-40, 41, (40, 12)).astype(np.int8)
-    calibrate(tail, model, samples, samples=40)
+    match(tail, model, samples, samples=40)
 
     errors = rng.normal(0, 1, (40, CLASSES)).astype(np.float32)
     x = samples * model.tensors[model.entry].scale

@@ -60,7 +60,7 @@ def test_what_is_left_goes_to_biases(digits: Model) -> None:
     assert extra, "between the two there is room for the bias of the layer before"
     for choice in extra:
         assert choice.tensors[0].dtype == "int32"
-        assert "1 more their biases alone" in choice.reasons[0]
+        assert "more their biases alone" in choice.reasons[0]
         assert choice.reasons[2].startswith("with the weights of ")
 
 

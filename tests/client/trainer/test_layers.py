@@ -22,8 +22,9 @@ from fedlearn.runtime import Session, is_litert
 from fedlearn.trainer import conv2d, depthwise_conv2d
 from fedlearn.trainer.exact import EXACT_ERRORS, EXACT_TERMS, column_sums, product
 from fedlearn.trainer.operators import LAYERS
+from fedlearn.trainer.parameters import Parameter
 from fedlearn.trainer.requantisation import Arithmetic
-from fedlearn.trainer.selftest import calibrate
+from fedlearn.trainer.selftest import match
 from fedlearn.trainer.tail import Tail
 from fedlearn.trainer.tails import trainable_tensors
 from fedlearn.trainer.weighted import WeightedLayer
@@ -198,7 +199,7 @@ def test_the_whole_digits_network_is_bit_exact(digits: Model, digits_test: Any) 
     """Every layer, every output, 1,000 real images: 2.4 million int8 values."""
     tail = Tail(digits, [tensor.index for tensor in trainable_tensors(digits, "all")])
     for delegates in (False, True):
-        calibrate(tail, digits, digits_test.inputs, samples=1000, delegates=delegates)
+        match(tail, digits, digits_test.inputs, samples=1000, delegates=delegates)
         (x,) = tail.centred((digits_test.inputs,)).values()
         for part in tail.layers:
             x = part.forward(x)
@@ -228,7 +229,7 @@ def test_the_self_test_refuses_a_runtime_that_computes_otherwise(
         Session, "run_all", lambda self, x: tuple(np.clip(y, -127, 126) for y in real(self, x))
     )
     with pytest.raises(TrainerError, match=r"operator 0 \(CONV_2D\)"):
-        calibrate(tail, digits, digits_test.inputs)
+        match(tail, digits, digits_test.inputs)
 
 
 def _plain(kind: int, geometry: dict[str, Any], x: Any, w: Any) -> Any:
@@ -303,7 +304,7 @@ def test_depthwise_sums_of_the_largest_operands_are_exact(
     x = np.full((batch, *size, 2), 255)
     x[:, 0, 0] = 254  # makes sums odd, which float32 cannot hold beyond 2^24
     w = np.full((1, *kernel, 4), 127)
-    found.weight.grid = w.reshape(-1, 4).astype(np.float32)
+    found.weight = Parameter(w.reshape(-1, 4).astype(np.int8))
     plain = _plain(DEPTHWISE, geometry, x, w)
     got = found._accumulate(x.astype(np.float32))
     np.testing.assert_array_equal(got, plain.reshape(-1, 4))
@@ -464,5 +465,5 @@ def test_the_product_of_two_scales_is_one_of_float32() -> None:
     x = np.array([[0]], np.int8)
     assert Session(model.data).run(x).item() == 76 - 128
     tail = Tail(model, [weight])
-    calibrate(tail, model, x)
+    match(tail, model, x)
     assert tail.layers[0].forward(np.zeros((1, 1), np.float32)).item() == 76

@@ -18,9 +18,9 @@ from fedlearn.dataset import Dataset
 from fedlearn.errors import DatasetError
 from fedlearn.evaluation import evaluate
 from fedlearn.model import Model
-from fedlearn.runtime import is_litert
 from fedlearn.trainer.loss import make_loss
-from fedlearn.trainer.selftest import calibrate
+from fedlearn.trainer.prefix import Prefix
+from fedlearn.trainer.selftest import match
 from fedlearn.trainer.tail import Tail
 from fedlearn.trainer.tails import longest, trainable_tensors
 from fedlearn.trainer.training import Training, train
@@ -116,8 +116,8 @@ def test_every_tail_is_bit_exact_and_lowers_the_loss(name: str) -> None:
     for layers in range(1, longest(model) + 1):
         numbers = [tensor.index for tensor in trainable_tensors(model, str(layers))]
         tail = Tail(model, numbers, absorbed=loss.absorbed)
-        calibrate(tail, model, data.inputs, samples=64)
-        features = tail.features(data.inputs)
+        match(tail, model, data.inputs, samples=64)
+        features = Prefix(model, tail.entries, batch=64).features(data.inputs)
         losses = []
         for _ in range(6):
             judged = loss.judge(tail.forward(features), data.labels)
@@ -133,7 +133,7 @@ def test_every_tail_is_bit_exact_and_lowers_the_loss(name: str) -> None:
     [
         ("mobilenet", "last", 0.70),
         ("mobilenet", "6", 0.75),
-        ("mobilenet", "all", 0.85),
+        ("mobilenet", "all", 0.80),
         ("keywords", "last", 0.70),
         ("keywords", "4", 0.70),
         ("multilabel", "dense", 0.86),
@@ -171,14 +171,13 @@ def test_an_autoencoder_learns_what_is_normal_and_finds_what_is_not() -> None:
         anomaly_threshold(np.ones(50))
 
 
-# What 600 samples and seed 7 make of each model, by tflite-runtime and by ai-edge-litert: their
-# kernels of MUL and of DEPTHWISE_CONV_2D differ in an output of some thousand.
+# What 600 samples and seed 7 make of each model, whatever the runtime.
 DIGESTS = {
-    "mobilenet": ("086a7044ddd81fa7", "086a7044ddd81fa7"),
-    "keywords": ("bf053d2b0d394e44", "bf053d2b0d394e44"),
-    "autoencoder": ("22ba892e6d212385", "22ba892e6d212385"),
-    "multilabel": ("3f5aa104937333d0", "f42dba4e833a5e29"),
-    "float_edges": ("6bf3d95180817004", "6bf3d95180817004"),
+    "mobilenet": "6ec467dd5aafe6e2",
+    "keywords": "b8ca3b0d125fa487",
+    "autoencoder": "9d229708cf245c43",
+    "multilabel": "4da74a8578178cde",
+    "float_edges": "f3e36ec082bf2583",
 }
 
 
@@ -186,4 +185,4 @@ DIGESTS = {
 def test_trained_bits_are_the_recorded_ones(name: str) -> None:
     training = _train(name, "all", 600)
     digest = hashlib.sha256(_model(name).patched(training.values)).hexdigest()[:16]
-    assert digest == DIGESTS[name][is_litert()]
+    assert digest == DIGESTS[name]

@@ -19,7 +19,8 @@ from fedlearn.model import Model
 from fedlearn.model.rescale import Grid, held, rescale
 from fedlearn.runtime import Session
 from fedlearn.trainer.ranges import RangeMeter
-from fedlearn.trainer.selftest import calibrate
+from fedlearn.trainer.prefix import Prefix
+from fedlearn.trainer.selftest import match
 from fedlearn.trainer.tail import Tail
 from fedlearn.trainer.tails import trainable_tensors
 from fedlearn.trainer.training import train
@@ -37,9 +38,9 @@ def numbers(model: Model, tail: str) -> list[int]:
 
 def measured(model: Model, inputs: NDArray[np.int8], tail: str) -> dict[int, ActivationRange]:
     trained = Tail(model, numbers(model, tail))
-    calibrate(trained, model, inputs)
+    match(trained, model, inputs)
     with RangeMeter(trained.layers) as meter:
-        trained.forward(trained.features(inputs))
+        trained.forward(Prefix(model, trained.entries, batch=64).features(inputs))
     return {each.index: each for each in meter.ranges()}
 
 
@@ -160,5 +161,5 @@ def test_watching_ends_and_costs_nothing_else(digits: Model, digits_train: Datas
     meter = RangeMeter(tail.layers)
     with pytest.raises(RuntimeError, match="stop"), meter:
         raise RuntimeError("stop")
-    tail.forward(tail.features(digits_train.inputs[:4]))
+    tail.forward((digits_train.inputs[:4],))
     assert meter.ranges() == ()
