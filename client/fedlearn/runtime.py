@@ -1,10 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """The TFLite runtime of this machine: tflite-runtime or its successor ai-edge-litert.
 
-Interpreters are opened without delegates. XNNPACK rounds the requantisation in another way than
-TFLite's own kernels, so without it both runtimes compute the same bits of most operators that are
-trained. In DEPTHWISE_CONV_2D their own kernels differ, and ADD has other code where there are
-vectors. `delegates=True` opens the interpreter as an application would.
+Interpreters are opened without delegates, which take memory; `delegates=True` opens one as an
+application would. Runtimes, delegates and machines differ in how they round, see
+`trainer.requantisation`.
 """
 
 from __future__ import annotations

@@ -25,8 +25,8 @@ from fedlearn.errors import ConfigError, ModelError, UnsupportedOperatorError
 from fedlearn.model import Model, Operator
 from fedlearn.runtime import is_litert
 from fedlearn.trainer.loss import make_loss
-from fedlearn.trainer.ranges import RangeMeter
 from fedlearn.trainer.prefix import Prefix
+from fedlearn.trainer.ranges import RangeMeter
 from fedlearn.trainer.section import take
 from fedlearn.trainer.selftest import SAMPLES, prove
 from fedlearn.trainer.tail import Tail
@@ -177,7 +177,10 @@ def _most(
         if not group:
             continue
         tried = [*tried, *group]
-        needed = need(tried)
+        try:
+            needed = need(tried)
+        except MemoryError:  # there is less than the budget allows
+            break
         if needed.total <= budget_kib:
             count, best = number, tried
         elif needed.step_bytes > _HOPELESS * budget_kib * _KIB:

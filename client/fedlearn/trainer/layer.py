@@ -34,7 +34,7 @@ class Layer(ABC):
     # How many of the operator's inputs are activations; None: all. The others are weights,
     # biases, shapes, paddings.
     arity: int | None = 1
-    # Of `arithmetics`, the one that training uses on every machine; None: there is nothing to choose.
+    # The one of `arithmetics` that training uses on every machine; None: there is no choice.
     pinned: Arithmetic | None = None
     # Names of the attributes that only wait for the backward pass.
     kept: tuple[str, ...] = ()

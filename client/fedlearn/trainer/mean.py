@@ -64,7 +64,7 @@ class Mean(Layer):
         self._factor, self._bias = self._spatial_terms() if self._spatial else self._general_terms()
 
     def pin(self) -> None:
-        """The kernel, too, is the same: not all runtimes read [2, 1] or -1 as ai-edge-litert does."""
+        """The same kernel, too: not all runtimes read axes like -1 as ai-edge-litert does."""
         self._use_kernel(list(self._axes))
         super().pin()
 

@@ -26,7 +26,9 @@ from fedlearn.trainer.section import Section
 SAMPLES = 16
 
 
-def prove(section: Section, model: Model, inputs: NDArray[np.int8], *, batch: int = SAMPLES) -> None:
+def prove(
+    section: Section, model: Model, inputs: NDArray[np.int8], *, batch: int = SAMPLES
+) -> None:
     """Match this machine's runtime, then round as all machines do.
 
     `inputs` are samples (N, ...) of the model's input. Raises TrainerError as `match` does.

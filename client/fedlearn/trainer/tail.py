@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The trained part of a model: the operators that depend on what is trained.
 
-What does not depend on it is the frozen prefix; also a branch that joins the tail later. So a tail is
-a graph: it has one entry for each tensor that the prefix hands over, and errors of a tensor that
+What does not depend on it is the frozen prefix; also a branch that joins the tail later. So a tail
+is a graph: it has one entry for each tensor that the prefix hands over, and errors of a tensor that
 several operators read add up.
 """
 

@@ -103,11 +103,10 @@ def train(
 ) -> Training:
     """Train the tensors with these numbers on `dataset`; the model itself is not changed.
 
-    The result depends on model, tensors, data, plan and seed alone, to the bit (with int8 errors, and
-    see `Training.is_pinned`).
-    With more than `max_samples` samples, that many are drawn by the seed. With `personal_epochs` a
-    copy is trained that many epochs more. Raises UnsupportedOperatorError, DatasetError or
-    TrainerError.
+    The result depends on model, tensors, data, plan and seed alone, to the bit (with int8 errors,
+    and see `Training.is_pinned`). With more than `max_samples` samples, that many are drawn by the
+    seed. With `personal_epochs` a copy is trained that many epochs more. Raises
+    UnsupportedOperatorError, DatasetError or TrainerError.
     """
     if plan.overshoots:
         raise TrainerError(OVERSHOOTS, hint=OVERSHOOTS_HINT)

@@ -18,8 +18,8 @@ from fedlearn.dataset import Dataset
 from fedlearn.model import Model
 from fedlearn.model.rescale import Grid, held, rescale
 from fedlearn.runtime import Session
-from fedlearn.trainer.ranges import RangeMeter
 from fedlearn.trainer.prefix import Prefix
+from fedlearn.trainer.ranges import RangeMeter
 from fedlearn.trainer.selftest import match
 from fedlearn.trainer.tail import Tail
 from fedlearn.trainer.tails import trainable_tensors
