@@ -107,7 +107,7 @@ class Lan:
             address,
             (
                 *("-netdev", f"tap,id=net0,ifname={name},script=no,downscript=no"),
-                *("-device", f"virtio-net-pci,netdev=net0,mac={mac}"),
+                *("-device", f"virtio-net-pci,netdev=net0,mac={mac},romfile="),
             ),
             static(address, ADDRESS),
         )
@@ -156,7 +156,7 @@ class UserNetwork:
         """Plug a device in."""
         return Port(
             "10.0.2.15",
-            ("-netdev", "user,id=net0,ipv6=off", "-device", "virtio-net-pci,netdev=net0"),
+            ("-netdev", "user,id=net0,ipv6=off", "-device", "virtio-net-pci,netdev=net0,romfile="),
             static("10.0.2.15", self.address),
         )
 

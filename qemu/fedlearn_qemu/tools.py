@@ -19,6 +19,7 @@ PACKAGES = {
     "mkfs.vfat": "dosfstools",
     "mke2fs": "e2fsprogs",
     "debugfs": "e2fsprogs",
+    "e2fsck": "e2fsprogs",
     "depmod": "kmod",
     "sfdisk": "fdisk",
     "ip": "iproute2",
@@ -34,6 +35,7 @@ BOOT = ("qemu-system-aarch64", "mcopy", "debugfs", "sfdisk", "openssl", "setpriv
 BUILD = ("mmdebstrap", "mkfs.vfat", "mke2fs", "depmod", "sfdisk")
 LAN = ("ip", "nsenter")
 LOSS = ("nft",)
+TORTURE = ("e2fsck",)
 
 
 def path() -> str:

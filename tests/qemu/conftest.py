@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -31,7 +31,7 @@ INTERVAL_S = 4.0
 
 @pytest.fixture(scope="session")
 def image() -> Image:
-    lost = tools.missing((*tools.BOOT, *tools.BUILD, *tools.LAN, *tools.LOSS))
+    lost = tools.missing((*tools.BOOT, *tools.BUILD, *tools.LAN, *tools.LOSS, *tools.TORTURE))
     if lost:
         packages = " ".join(sorted({tools.PACKAGES[name] for name in lost}))
         pytest.skip(f"no device is emulated: {', '.join(lost)} missing (apt install {packages})")
@@ -65,13 +65,19 @@ class Board:
 
 @pytest.fixture(scope="session")
 def board(image: Image, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Board]:
-    folder = tmp_path_factory.mktemp("board")
+    task = Task("board", MODEL_PATH, 1, interval_s=INTERVAL_S, deadline_s=60)
+    with switched_on(image, task, 300, tmp_path_factory.mktemp("board")) as board:
+        yield board
+
+
+@contextmanager
+def switched_on(image: Image, task: Task, samples: int, folder: Path) -> Iterator[Board]:
+    """A device of its own for a task, with so many samples, until its agent is ready."""
     x, y = load_train()
     data = folder / "train.npz"
-    np.savez(data, x=x[:300], y=y[:300])
+    np.savez(data, x=x[:samples], y=y[:samples])
     with ExitStack() as stack:
         network = stack.enter_context(lan.Lan())
-        task = Task("board", MODEL_PATH, 1, interval_s=INTERVAL_S, deadline_s=60)
         aggregator = stack.enter_context(Aggregator(task, folder, network))
         setup = device.Setup(image, task.name, aggregator.authority.ca, cores=2)
         more = {"digits.tflite": MODEL_PATH}
