@@ -57,7 +57,7 @@ class Member:
 def run(settings: Settings, image: Image, out: Path, say: Say) -> Report:
     """Run the fleet; results and logs are in `out`. Nothing of it is left running."""
     began = time.monotonic()
-    _empty(out)
+    empty(out)
     shards = deal(settings, out)
     alone = settings.user_network or not lan.usable()
     network: lan.Network = lan.UserNetwork() if alone else lan.Lan()
@@ -191,7 +191,7 @@ def _ask(member: Member, say: Say) -> DeviceReport:
     )
 
 
-def _empty(out: Path) -> None:
+def empty(out: Path) -> None:
     """Make the folder, or empty it if it is one of ours."""
     marker = out / _MARKER
     if out.exists() and any(out.iterdir()) and not marker.exists():

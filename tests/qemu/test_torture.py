@@ -48,13 +48,13 @@ def test_a_training_that_takes_too_much_memory_is_made_smaller(
 ) -> None:
     """The kernel kills the trainer, the agent lives, and what trains next fits."""
     samples = 2000
-    task = Task("memory", MODEL_PATH, 1, tail="all", batch_size=samples, deadline_s=600)
+    task = Task("memory", MODEL_PATH, 1, tail="all", batch_size=samples, deadline_s=60)
     with switched_on(image, task, samples, tmp_path) as board:
         unit = device.UNIT
         pid = board.guest.check(f"systemctl show -P MainPID {unit}")
         # What is swapped into zram does not count as memory of the service.
         board.guest.check(f"systemctl set-property --runtime {unit} MemoryMax=80M MemorySwapMax=0")
-        deadline = time.monotonic() + 300
+        deadline = time.monotonic() + 400
         while not device.status(board.guest).memory_allowance_kib:
             assert time.monotonic() < deadline, board.guest.run(f"journalctl -u {unit}").output
             time.sleep(1)
