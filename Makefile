@@ -33,7 +33,7 @@ test: $(VENV)/dev $(OTHER)/dev ## Run all tests and linters, then those that use
 	  [ -x $$env/bin/python ] || continue; \
 	  echo "==> tests, $$($$env/bin/python -c 'from fedlearn.runtime import runtime_name as n; print(n())')"; \
 	  [ $$env = $(VENV) ] && tests= || tests="tests/client tests/aggregator tests/models"; \
-	  $$env/bin/python -m pytest $$tests $(ARGS) || status=1; \
+	  $$env/bin/python -m pytest -n 2 --dist loadgroup $$tests $(ARGS) || status=1; \
 	done; \
 	exit $$status
 
@@ -104,7 +104,7 @@ $(OTHER)/dev: pyproject.toml $(SOURCES)
 	  echo "==> installing fedlearn beside ai-edge-litert (the first time about 50 MB: up to a minute)"; \
 	  $(PYTHON) -m venv $(OTHER) && \
 	  $(OTHER)/bin/pip install --quiet ai-edge-litert 'numpy>=2' cbor2 pyserial zeroconf aiohttp \
-	    hypothesis pycddl pytest pytest-timeout tflite && \
+	    hypothesis pycddl pytest pytest-timeout pytest-xdist tflite && \
 	  rm -rf build/lib && \
 	  $(OTHER)/bin/pip install --quiet --force-reinstall --no-deps .; \
 	else \

@@ -119,7 +119,7 @@ class Victim:
         found = self._look()
         say(f"cut {number + 1}, seed {seed}: {when}; {loss.lost} of {loss.unflushed} blocks lost, "
             f"{found.moment}")  # fmt: skip
-        before = len(self.updates())
+        before = max(self.updates(), default=0)
         self._cache.switch_on()
         self.machine.start()
         self.machine.guest.wait_for_shell(device.READY_S)
@@ -129,7 +129,7 @@ class Victim:
         return Cut(seed, when, loss, found, ready_s, lost)
 
     def updates(self) -> dict[int, str]:
-        """Round -> SHA-256 of the update that counts in it.
+        """Round -> SHA-256 of the update that counts in it, where the store still has it.
 
         Raises FedlearnError should one count twice.
         """
@@ -165,13 +165,16 @@ class Victim:
             return examine(Path(folder) / Path(_STATE).name)
 
     def _goes_on(self, found: Found, before: int) -> bool:
-        """Wait for the next update that counts; whether the one that waited is what counts."""
+        """Wait for an update that counts, of a round after `before` where none waited.
+
+        Return whether the one that waited is what counts in its round.
+        """
         deadline = time.monotonic() + device.READY_S
         while True:
             updates = self.updates()
             if found.pending and found.pending[0] in updates:
                 return updates[found.pending[0]] == found.pending[1]
-            if not found.pending and len(updates) > before:
+            if not found.pending and max(updates, default=0) > before:
                 return True
             if time.monotonic() > deadline:
                 if found.pending:

@@ -29,6 +29,13 @@ _UNREACHABLE = ("mmdebstrap failed", "pip download failed")
 INTERVAL_S = 4.0
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Emulated devices share one process of the run, and with it the board."""
+    for item in items:
+        if item.get_closest_marker("qemu"):
+            item.add_marker(pytest.mark.xdist_group("qemu"))
+
+
 @pytest.fixture(scope="session")
 def image() -> Image:
     lost = tools.missing((*tools.BOOT, *tools.BUILD, *tools.LAN, *tools.LOSS, *tools.TORTURE))
