@@ -381,11 +381,8 @@ def _trained(out: Path, result: LocalResult) -> str:
         lines.append(
             f"{counted(result.rescaled, 'tensor')} got other scales, so that int8 cuts off less"
         )
-    if not result.is_pinned:
-        lines.append(
-            "the frozen part has operators that cannot be trained, so the interpreter runs it: "
-            "another runtime may train other bits"
-        )
+    if result.unpinned:
+        lines.append(f"another machine may train other bits: {result.unpinned}")
     if result.anomaly_threshold is not None:
         lines.append(
             f"anomaly threshold {result.anomaly_threshold:.6g}: "

@@ -76,6 +76,7 @@ class Done:
     loss: float | None = None  # of the round's model, on the judged samples
     loss_personal: float | None = None  # of the device's own copy, on the same
     choice: tuple[str, ...] = ()  # what a budget picked to train, and why
+    unpinned: str = ""  # why another machine may train other bits
 
 
 @dataclass(frozen=True, slots=True)

@@ -312,6 +312,10 @@ class Agent:
         )
         for reason in done.choice:
             logger.info("round %d: budget: %s", order.round, reason)
+        if done.unpinned:
+            logger.info(
+                "round %d: another machine may train other bits: %s", order.round, done.unpinned
+            )
         if done.loss_personal is not None:
             logger.info(
                 "round %d: this device's own copy: %s",

@@ -17,9 +17,11 @@ from __future__ import annotations
 import tracemalloc
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
+from functools import cache
 from math import prod
 
 import numpy as np
+from numpy.typing import NDArray
 
 from fedlearn.errors import ConfigError, ModelError, UnsupportedOperatorError
 from fedlearn.model import Model, Operator
@@ -82,11 +84,8 @@ def measure(model: Model, tensors: Collection[int], plan: TrainingPlan, samples:
         if tail.values() * batch > _MOST_VALUES:
             raise ModelError(f"a step of {batch} samples does not fit into any board")
         shape = model.tensors[model.entry].shape[1:]
-        inputs = np.zeros((min(SAMPLES, samples), *shape), np.int8)
-        prefix = Prefix(model, tail.entries, batch=batch)
-        prefix.prove(inputs)
-        prefix.features(inputs)
-        del prefix
+        inputs = _scattered((min(SAMPLES, samples), *shape))
+        Prefix(model, tail.entries, inputs, batch=batch).features(inputs)
         prove(tail, model, inputs, batch=batch)
         tail.thaw(plan.fraction_bits, anchored=plan.proximal > 0)
         features = tuple(
@@ -112,6 +111,14 @@ def measure(model: Model, tensors: Collection[int], plan: TrainingPlan, samples:
     return Need(peak - before, sum(sizes) * samples)
 
 
+def _scattered(shape: tuple[int, ...]) -> NDArray[np.int8]:
+    """Samples that call for the roundings that a device's own do, which zeros would not."""
+    numbers = np.arange(prod(shape), dtype=np.uint32)
+    # Fibonacci hashing (Knuth, The Art of Computer Programming, volume 3, section 6.4).
+    numbers *= np.uint32(2654435769)
+    return (numbers >> 24).astype(np.uint8).view(np.int8).reshape(shape)
+
+
 def choose(
     model: Model,
     plan: TrainingPlan,
@@ -133,19 +140,29 @@ def choose(
     if not groups:
         raise UnsupportedOperatorError("no layer of this model can be trained")
 
-    def need(tensors: Sequence[TrainableTensor]) -> Need:
-        return measure(model, [each.index for each in tensors], plan, samples)
+    @cache
+    def measured(numbers: tuple[int, ...]) -> Need | None:
+        try:
+            return measure(model, numbers, plan, samples)
+        except MemoryError:  # there is less than the budget allows
+            return None
+
+    def need(tensors: Sequence[TrainableTensor]) -> Need | None:
+        return measured(tuple(each.index for each in tensors))
 
     whole, chosen = _most([], groups, budget_kib, need)
     rest = [_biases(group) for group in groups[whole:]]
     biases, chosen = _most(chosen, rest, budget_kib, need)
     if not chosen:
-        least = need(rest[0] or groups[0]).total
+        least = need(rest[0] or groups[0])
+        if least is None:
+            raise MemoryError
         raise ConfigError(
-            f"nothing can be trained within {budget_kib:,} KiB: the least needs {least:,} KiB",
+            f"nothing can be trained within {budget_kib:,} KiB: the least needs "
+            f"{least.total:,} KiB",
             hint="raise the budget, or use smaller batches or fewer samples",
         )
-    got = need(chosen)
+    got = measure(model, [each.index for each in chosen], plan, samples)
     more = sum(map(bool, rest[:biases]))
     reasons = [
         f"{whole} of {len(layers)} layers with weights train whole"
@@ -155,8 +172,12 @@ def choose(
     ]
     if whole < len(groups):
         name = groups[whole][0].name
-        larger = need([*chosen, *groups[whole]]).total
-        reasons.append(f"with the weights of {name} it would be {larger:,} KiB")
+        larger = need([*chosen, *groups[whole]])
+        reasons.append(
+            f"with the weights of {name} it would be {larger.total:,} KiB"
+            if larger
+            else f"for the weights of {name} this machine has too little memory"
+        )
     elif len(groups) < len(layers):
         reasons.append("the layers before have no backward pass, or are not to be trained")
     return Choice(tuple(sorted(chosen, key=_order(layers))), got, tuple(reasons))
@@ -166,9 +187,11 @@ def _most(
     chosen: list[TrainableTensor],
     groups: Sequence[list[TrainableTensor]],
     budget_kib: int,
-    need: Callable[[Sequence[TrainableTensor]], Need],
+    need: Callable[[Sequence[TrainableTensor]], Need | None],
 ) -> tuple[int, list[TrainableTensor]]:
     """Add the longest run of groups with which all fits; how many, and all that is chosen then.
+
+    `need` returns None where measuring itself ran out of memory.
 
     A longer run may need less: the features of an early layer can be smaller than of a later one.
     """
@@ -177,9 +200,8 @@ def _most(
         if not group:
             continue
         tried = [*tried, *group]
-        try:
-            needed = need(tried)
-        except MemoryError:  # there is less than the budget allows
+        needed = need(tried)
+        if needed is None:
             break
         if needed.total <= budget_kib:
             count, best = number, tried

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from math import prod
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,8 +17,8 @@ from fedlearn.trainer.exact import Real, product
 from fedlearn.trainer.weighted import WeightedLayer
 from fedlearn.trainer.window import Axis, Window
 
-# Numbers in the patches that errors go back through at a time: 1 MiB stays in a cache, and is all
-# the memory they take.
+# Numbers in the patches that are made at a time where none are kept: 1 MiB stays in a cache, and is
+# all the memory they take.
 _BLOCK = 1 << 18
 
 
@@ -54,10 +55,13 @@ class Conv2D(WeightedLayer):
         return super().values() + places * prod(self.weight.shape[1:])
 
     def _accumulate(self, x: NDArray[np.float32]) -> Real:
-        patches = self._window.patches(x)
+        weight = self.weight.grid.T
         if self.trains_weight:
-            self._patches = patches
-        return product(patches, self.weight.grid.T)
+            self._patches = self._window.patches(x)
+            return product(self._patches, weight)
+        sums: list[Any] = [product(part, weight) for part in self._window.blocks(x, _BLOCK)]
+        total: Real = sums[0] if len(sums) == 1 else np.concatenate(sums)
+        return total
 
     def _gradient(self, errors: NDArray[np.float32]) -> Real:
         return product(errors.T, self._patches)

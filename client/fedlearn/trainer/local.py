@@ -36,7 +36,7 @@ class LocalResult:
     held-out ones, else those that were trained on. `best_epoch` (from 1) is the one whose weights
     were kept. `rescaled` counts the tensors that got other scales. `choice` says what a memory
     budget picked. `anomaly_threshold` is the score that 99.5 % of the measured samples stay below,
-    for an autoencoder with enough of them that it was not trained on. `is_pinned` is that of
+    for an autoencoder with enough of them that it was not trained on. `unpinned` is that of
     `Training`. `sha256` (hex) is the file's.
     """
 
@@ -53,7 +53,7 @@ class LocalResult:
     rescaled: int
     choice: tuple[str, ...]
     anomaly_threshold: float | None
-    is_pinned: bool
+    unpinned: str
     sha256: str
 
 
@@ -148,7 +148,7 @@ def train_file(
         ),
         choice=choice,
         anomaly_threshold=None if judged is data else _threshold(Model.parse(trained), judged),
-        is_pinned=training.is_pinned,
+        unpinned=training.unpinned,
         sha256=hashlib.sha256(trained).hexdigest(),
     )
     write_durably(Path(out_path), trained)

@@ -42,6 +42,8 @@ class LookupLayer(Layer):
         self.lowest, self.highest = clamp(operator, self.output)
         # A centred operand and this is its row or column of the table: 0..255.
         self._lowest_bytes = [np.float32(128 + tensor.zero_point) for tensor in self.inputs]
+        self._arithmetic: Arithmetic | None = None
+        self._table = np.empty(0, np.float32)
         self.choose(self.arithmetics()[0])
 
     def _check(self) -> None:
@@ -62,6 +64,10 @@ class LookupLayer(Layer):
         """Make the table of a kernel that rounds so."""
         if arithmetic not in self.arithmetics():
             super().choose(arithmetic)
+        if arithmetic is self._arithmetic:
+            return
+        self._arithmetic = arithmetic
+        del self._table  # before there is the next one
         kernels = [self._portable]
         # For each place of a sample: where its table starts. None: there is only one.
         self._starts: NDArray[np.intp] | None = None
@@ -69,18 +75,21 @@ class LookupLayer(Layer):
             kernels.append(self._vector)
             in_vector = ~remainder(*self._runs(), self.output.shape[1:])
             self._starts = in_vector * np.intp(_BYTES ** len(self.inputs))
-        self._table = np.concatenate([self._answers(kernel) for kernel in kernels])
+        self._table = self._answers(*kernels)
+        np.clip(self._table, self.lowest, self.highest, out=self._table)
 
-    def _answers(self, kernel: Callable[..., Integers]) -> Array:
-        """A kernel's output for all cases, in few rows at a time: its integers have 64 bits."""
+    def _answers(self, *kernels: Callable[..., Integers]) -> Array:
+        """The kernels' outputs for all cases, not yet clamped, one kernel's behind another's.
+
+        In few rows at a time: their integers have 64 bits.
+        """
         first, *others = self._cases()
-        rows = np.array_split(first, _BYTES // _ROWS if others else 1)
-        return np.concatenate(
-            [
-                np.clip(kernel(part, *others), self.lowest, self.highest).astype(np.float32).ravel()
-                for part in rows
-            ]
-        )
+        answers = np.empty((len(kernels), len(first), _BYTES if others else 1), np.float32)
+        for kernel, table in zip(kernels, answers, strict=True):
+            for start in range(0, len(first), _ROWS):
+                rows = slice(start, start + _ROWS)
+                table[rows] = kernel(first[rows], *others).reshape(-1, table.shape[1])
+        return answers.ravel()
 
     def _cases(self) -> tuple[Integers, ...]:
         """Every byte as an operand, centred; two operands broadcast to all pairs."""
@@ -106,7 +115,7 @@ class LookupLayer(Layer):
             index = index * np.float32(_BYTES) + (x + lowest)
         places = index.astype(np.intp)
         if self.watch is not None:
-            self.report(self._portable(*self._cases()).ravel()[places])
+            self.report(self._answers(self._portable)[places])
         if self._starts is not None:
             places += self._starts
         y = self._table[places]

@@ -3,7 +3,8 @@
 
 It is run once before training: every epoch on its features costs only the tail. Where the trainer
 knows all of its operators it runs them itself, in the rounding that all devices share, since
-runtimes differ in an output of some thousand; else the interpreter runs it.
+runtimes differ in an output of some thousand; else the interpreter runs it, and `unpinned` says
+why.
 """
 
 from __future__ import annotations
@@ -24,42 +25,36 @@ _BLOCK = 1 << 15
 
 
 class Prefix:
-    """What makes the features of samples: int8 values of the tensors that the tail takes."""
+    """What makes the features of samples: int8 values of the tensors that the tail takes.
 
-    def __init__(self, model: Model, entries: Sequence[int], *, batch: int) -> None:
+    `unpinned` says why the features are those of this machine's runtime; it is empty where they
+    have the same bits on every machine.
+    """
+
+    def __init__(
+        self, model: Model, entries: Sequence[int], inputs: NDArray[np.int8], *, batch: int
+    ) -> None:
         """`entries` are the numbers of the tensors that the tail takes.
 
-        No more than `batch` samples are in memory at a time, beside their features.
+        Layers of our own must show on `inputs`, samples (N, ...) of the model's input, that they
+        are what the interpreter computes. No more than `batch` samples are in memory at a time,
+        beside their features.
         """
         self._model, self._entries = model, tuple(entries)
         self._made = [number for number in entries if number != model.entry]
-        self._section = self._own()
-        layers = self._section.layers if self._section else []
-        largest = max((layer.values() for layer in layers), default=1)
-        self._block = min(max(_BLOCK // largest, 1), batch)
-
-    def _own(self) -> Section | None:
+        self._section: Section | None = None
+        self._block, self.unpinned = batch, ""
         if not self._made:
-            return None
-        try:
-            section = Section(self._model, leading(self._model, self._made))
-        except (UnsupportedOperatorError, ModelError):
-            return None
-        return section if set(section.entries) <= {self._model.entry} else None
-
-    @property
-    def is_pinned(self) -> bool:
-        """Whether the features have the same bits on every machine."""
-        return not self._made or self._section is not None
-
-    def prove(self, inputs: NDArray[np.int8]) -> None:
-        """Leave to the interpreter what cannot be shown to be what it computes."""
-        if self._section is None:
             return
         try:
-            prove(self._section, self._model, inputs, batch=self._block)
-        except TrainerError:
-            self._section = None
+            section = Section(model, leading(model, self._made))
+            largest = max(layer.values() for layer in section.layers)
+            self._block = min(max(_BLOCK // largest, 1), batch)
+            prove(section, model, inputs, batch=self._block)
+        except (UnsupportedOperatorError, ModelError, TrainerError) as error:
+            self.unpinned = f"the interpreter runs the frozen part, since {error.message}"
+        else:
+            self._section = section
 
     def features(self, inputs: NDArray[np.int8]) -> Features:
         """The features of samples (N, ...) of the model's input, in the order of the entries."""

@@ -23,11 +23,12 @@ def take(features: Features, rows: NDArray[np.int64]) -> Features:
 
 
 def leading(model: Model, tensors: Collection[int]) -> list[Operator]:
-    """The operators that these tensors depend on, in order."""
+    """The operators behind the model's int8 input that these tensors depend on, in order."""
     needed = set(tensors)
     found = []
     for operator in reversed(model.operators):
-        if needed.intersection(operator.outputs):
+        # A file with a float edge makes its int8 input itself; samples come in behind that.
+        if needed.intersection(operator.outputs) and operator.index != model.edges.quantize:
             found.append(operator)
             needed.update(operator.inputs)
     return found[::-1]

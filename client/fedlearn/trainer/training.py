@@ -32,6 +32,8 @@ JUDGED_SAMPLES = 256
 # need more memory.
 JUDGED_BATCH = 16
 
+FLOAT_ERRORS = "float errors are summed in the order that this machine's BLAS has"
+
 # Called with the epoch (from 0), the share of the whole training done (0..1) and the mean loss of
 # the epoch so far.
 Progress = Callable[[int, float, float], None]
@@ -61,8 +63,8 @@ class Training:
     `held` are the numbers of all that were held out, `best_epoch` (from 1) is the one whose weights
     these are. `ranges` are what the activations of the trained tail would have to hold on the
     judged samples, `logits` is the tensor among them that the loss takes before int8 cuts it off,
-    if any. `is_pinned` tells whether every machine makes these bits; the features of a frozen part
-    with an operator that cannot be trained are those of this machine's runtime.
+    if any. `unpinned` says why another machine may make other bits, and is empty where all make
+    these.
     """
 
     values: Values
@@ -76,7 +78,7 @@ class Training:
     personal: Personal | None
     ranges: tuple[ActivationRange, ...]
     logits: int | None
-    is_pinned: bool
+    unpinned: str
 
 
 @dataclass(frozen=True, eq=False)
@@ -103,8 +105,8 @@ def train(
 ) -> Training:
     """Train the tensors with these numbers on `dataset`; the model itself is not changed.
 
-    The result depends on model, tensors, data, plan and seed alone, to the bit (with int8 errors,
-    and see `Training.is_pinned`). With more than `max_samples` samples, that many are drawn by the
+    The result depends on model, tensors, data, plan and seed alone, to the bit, but for what
+    `Training.unpinned` tells. With more than `max_samples` samples, that many are drawn by the
     seed. With `personal_epochs` a copy is trained that many epochs more. Raises
     UnsupportedOperatorError, DatasetError or TrainerError.
     """
@@ -114,18 +116,18 @@ def train(
         raise TrainerError(f"a training on {max_samples} samples is none")
     loss = make_loss(plan.loss, model, plan.class_weights)
     tail = Tail(model, tensors, absorbed=loss.absorbed, errors=plan.errors)
-    prefix = Prefix(model, tail.entries, batch=plan.batch_size)
-    prefix.prove(dataset.inputs)
-    is_pinned = prefix.is_pinned
-    prove(tail, model, dataset.inputs, batch=plan.batch_size)
-    dither = None if plan.fraction_bits == FRACTION_BITS else Dither(seed)
-    tail.thaw(plan.fraction_bits, dither, anchored=plan.proximal > 0)
+    prefix = Prefix(model, tail.entries, dataset.inputs, batch=plan.batch_size)
+    unpinned = prefix.unpinned or (FLOAT_ERRORS if plan.errors != "int8" else "")
+    proof = dataset.inputs
     drawn = sample_order(seed, 0, len(dataset))
     if max_samples is not None and max_samples < len(dataset):
         dataset = dataset.take(drawn[:max_samples])
         drawn = drawn[drawn < max_samples]
     samples = _split(prefix.features(dataset.inputs), dataset.labels, drawn, plan.validation)
-    del prefix  # its weights are not needed again
+    del prefix  # its tables are not needed again
+    prove(tail, model, proof, batch=plan.batch_size)
+    dither = None if plan.fraction_bits == FRACTION_BITS else Dither(seed)
+    tail.thaw(plan.fraction_bits, dither, anchored=plan.proximal > 0)
     before = _judge(tail, loss, samples, plan)
     run = _Run(tail, loss, samples, plan, seed=seed, more=personal_epochs or 0, progress=progress)
     run.go()
@@ -147,7 +149,7 @@ def train(
         personal=personal,
         ranges=meter.ranges(),
         logits=tail.logits,
-        is_pinned=is_pinned,
+        unpinned=unpinned,
     )
 
 

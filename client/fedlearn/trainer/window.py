@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -91,12 +92,29 @@ class Window:
 
     def patches(self, x: NDArray[np.float32]) -> NDArray[np.float32]:
         """Every place's patch as a row: (N, H, W, C) -> (N * places, KH * KW * C)."""
+        return self._patches(self.pad(x), 0, self.rows.places)
+
+    def blocks(self, x: NDArray[np.float32], numbers: int) -> Iterator[NDArray[np.float32]]:
+        """The rows of `patches` in their order, at most so many numbers of them at a time.
+
+        A line of places is the least that is made.
+        """
+        lines, padded = self.rows.places, self.pad(x)
+        line = self.columns.places * self.rows.kernel * self.columns.kernel * x.shape[3]
+        samples, most = max(numbers // (line * lines), 1), max(numbers // line, 1)
+        for start in range(0, len(x), samples):
+            for first in range(0, lines, most):
+                count = min(most, lines - first)
+                yield self._patches(padded[start : start + samples], first, count)
+
+    def _patches(self, padded: NDArray[np.float32], first: int, lines: int) -> NDArray[np.float32]:
+        """The patches of so many lines of places from the `first` on."""
         rows, columns = self.rows, self.columns
-        padded = self.pad(x)
+        padded = padded[:, first * rows.stride :]
         batch, down, right, channel = padded.strides
         view = np.lib.stride_tricks.as_strided(
             padded,
-            (len(x), rows.places, columns.places, rows.kernel, columns.kernel, x.shape[3]),
+            (len(padded), lines, columns.places, rows.kernel, columns.kernel, padded.shape[3]),
             (
                 batch,
                 down * rows.stride,
@@ -107,7 +125,7 @@ class Window:
             ),
             writeable=False,
         )
-        return view.reshape(len(x) * rows.places * columns.places, -1)
+        return view.reshape(len(padded) * lines * columns.places, -1)
 
     def scatter(self, patches: Real, channels: int) -> NDArray[np.float32]:
         """Adjoint of `patches`: add each patch back where it was taken from; (N, H, W, C).

@@ -131,11 +131,11 @@ def _train(job: TrainJob, replies: BinaryIO) -> Done:
     # From here on it depends on the plan and the budget how much memory is needed.
     send(replies, Progress(0.0, rss_bytes()))
     tensors: Collection[int] = job.tensors
-    reasons: tuple[str, ...] = ()
+    choice: tuple[str, ...] = ()
     if job.budget_kib:
         samples = min(len(dataset), job.max_samples)
-        choice = choose(model, job.plan, job.budget_kib, samples, job.tensors)
-        tensors, reasons = [tensor.index for tensor in choice.tensors], choice.reasons
+        chosen = choose(model, job.plan, job.budget_kib, samples, job.tensors)
+        tensors, choice = [tensor.index for tensor in chosen.tensors], chosen.reasons
     training = train(
         model,
         tensors,
@@ -183,7 +183,8 @@ def _train(job: TrainJob, replies: BinaryIO) -> Done:
         metrics.accuracy_personal,
         training.before.loss,
         personal.quality.loss if personal else None,
-        reasons,
+        choice,
+        training.unpinned,
     )
 
 

@@ -117,7 +117,7 @@ def test_every_tail_is_bit_exact_and_lowers_the_loss(name: str) -> None:
         numbers = [tensor.index for tensor in trainable_tensors(model, str(layers))]
         tail = Tail(model, numbers, absorbed=loss.absorbed)
         match(tail, model, data.inputs, samples=64)
-        features = Prefix(model, tail.entries, batch=64).features(data.inputs)
+        features = Prefix(model, tail.entries, data.inputs, batch=64).features(data.inputs)
         losses = []
         for _ in range(6):
             judged = loss.judge(tail.forward(features), data.labels)

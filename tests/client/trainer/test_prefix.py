@@ -27,9 +27,9 @@ def entries(model: Model, tail: str) -> tuple[int, ...]:
 
 
 def made(model: Model, inputs: Any, batch: int = 64) -> Any:
-    prefix = Prefix(model, entries(model, "dense"), batch=batch)
-    prefix.prove(inputs)
-    return prefix.features(inputs)[0], prefix.is_pinned
+    """Features of the cut before the dense layers, and why they are the runtime's, if they are."""
+    prefix = Prefix(model, entries(model, "dense"), inputs, batch=batch)
+    return prefix.features(inputs)[0], prefix.unpinned
 
 
 def interpreted(model: Model, inputs: Any) -> Any:
@@ -39,10 +39,10 @@ def interpreted(model: Model, inputs: Any) -> Any:
 def test_the_features_are_the_shared_rounding_of_all_layers(
     digits: Model, digits_train: Dataset
 ) -> None:
-    """The oracle is the tail's own forward pass over the whole network."""
+    """As a tail that is the whole network makes them; the layers have oracles of their own."""
     inputs = digits_train.inputs[:FEW]
-    features, is_pinned = made(digits, inputs)
-    assert is_pinned
+    features, unpinned = made(digits, inputs)
+    assert not unpinned
     whole = Tail(digits, [each.index for each in trainable_tensors(digits, "all")])
     whole.pin()
     values = whole.centred((inputs,))
@@ -64,10 +64,9 @@ def test_blocks_of_any_size_make_the_same(digits: Model, digits_train: Dataset, 
 
 
 def test_nothing_lies_before_the_whole_network(digits: Model, digits_train: Dataset) -> None:
-    prefix = Prefix(digits, entries(digits, "all"), batch=8)
     inputs = digits_train.inputs[:9]
-    prefix.prove(inputs)
-    assert prefix.is_pinned
+    prefix = Prefix(digits, entries(digits, "all"), inputs, batch=8)
+    assert not prefix.unpinned
     assert prefix.features(inputs)[0] is inputs
 
 
@@ -76,8 +75,8 @@ def test_the_interpreter_runs_what_the_trainer_does_not_know(
 ) -> None:
     monkeypatch.delitem(LAYERS, "CONV_2D")
     inputs = digits_train.inputs[:FEW]
-    features, is_pinned = made(digits, inputs)
-    assert not is_pinned
+    features, unpinned = made(digits, inputs)
+    assert "operator 0 (CONV_2D) cannot be trained" in unpinned
     np.testing.assert_array_equal(features, interpreted(digits, inputs))
 
 
@@ -89,8 +88,8 @@ def test_the_interpreter_runs_what_the_trainer_cannot_reproduce(
         Session, "run_all", lambda self, x: tuple(np.clip(y, -127, 126) for y in real(self, x))
     )
     inputs = digits_train.inputs[:FEW]
-    features, is_pinned = made(digits, inputs)
-    assert not is_pinned
+    features, unpinned = made(digits, inputs)
+    assert "that this trainer does not reproduce" in unpinned
     np.testing.assert_array_equal(features, interpreted(digits, inputs))
 
 
@@ -102,7 +101,8 @@ def test_the_command_says_whose_bits_they_are(
     command = ["model", "train", str(MODEL_PATH), str(tmp_path / "data.npz")]
     command += ["--out", str(tmp_path / "new.tflite"), "--tail", "dense", "--epochs", "1"]
     assert main(command) == 0
-    assert "another runtime" not in capsys.readouterr().out
+    assert "another machine" not in capsys.readouterr().out
     monkeypatch.delitem(LAYERS, "CONV_2D")
     assert main(command) == 0
-    assert "another runtime may train other bits" in capsys.readouterr().out
+    told = capsys.readouterr().out
+    assert "another machine may train other bits: the interpreter runs the frozen part" in told

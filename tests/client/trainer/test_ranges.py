@@ -40,7 +40,7 @@ def measured(model: Model, inputs: NDArray[np.int8], tail: str) -> dict[int, Act
     trained = Tail(model, numbers(model, tail))
     match(trained, model, inputs)
     with RangeMeter(trained.layers) as meter:
-        trained.forward(Prefix(model, trained.entries, batch=64).features(inputs))
+        trained.forward(Prefix(model, trained.entries, inputs, batch=64).features(inputs))
     return {each.index: each for each in meter.ranges()}
 
 
