@@ -10,6 +10,7 @@ the update that waited must be what the aggregator accepts for its round.
 from __future__ import annotations
 
 import hashlib
+import json
 import sqlite3
 import tempfile
 import time
@@ -75,7 +76,7 @@ class Cut:
 
 
 class Victim:
-    """A device that trains in rounds without an end; a context manager, on from the first cut."""
+    """A device that trains in rounds without an end; a context manager, in which it is on."""
 
     def __init__(
         self, image: Image, model: Path, data: Path, folder: Path, network: Network, *, seed: int
@@ -88,16 +89,19 @@ class Victim:
         self._cache = WriteCache(disk)
         self.machine = device.machine(setup, self._cache.drive, folder / "device", network)
         self._stack = ExitStack()
+        self._had_models = False
 
     def __enter__(self) -> Self:
-        self._stack.enter_context(self._aggregator)
-        self._cache.switch_on()
-        self._stack.enter_context(self.machine)
+        with ExitStack() as stack:
+            stack.callback(self._cache.forget)
+            stack.enter_context(self._aggregator)
+            self._cache.switch_on()
+            stack.enter_context(self.machine)
+            self._stack = stack.pop_all()
         return self
 
     def __exit__(self, *_: object) -> None:
         self._stack.close()
-        self._cache.forget()
 
     def cut(self, say: Say) -> Cut:
         """Cut the power at a random moment, look, boot, and see the device go on.
@@ -116,7 +120,7 @@ class Victim:
             when += ", while it wrote"
         self.machine.power_cut()
         loss = self._cache.cut(random)
-        found = self._look()
+        found = self._look(is_new=not number)
         say(f"cut {number + 1}, seed {seed}: {when}; {loss.lost} of {loss.unflushed} blocks lost, "
             f"{found.moment}")  # fmt: skip
         before = max(self.updates(), default=0)
@@ -152,8 +156,11 @@ class Victim:
             time.sleep(_LOOK_S)
         return False
 
-    def _look(self) -> Found:
-        """What is on the data partition, seen from outside on a copy."""
+    def _look(self, *, is_new: bool) -> Found:
+        """What is on the data partition, seen from outside on a copy.
+
+        Raises FedlearnError when all is gone; a partition that `is_new` may be empty.
+        """
         with tempfile.TemporaryDirectory(dir=self._folder) as folder:
             data, disk = Path(folder) / "data.img", self._cache.disk
             offset = card.partitions(disk)[-1].offset_bytes
@@ -162,23 +169,29 @@ class Victim:
             tools.call(["e2fsck", "-E", "journal_only", "-y", data])
             tools.call(["e2fsck", "-f", "-n", data])
             tools.call(["debugfs", "-R", f"rdump {_STATE} {folder}", data])
-            return examine(Path(folder) / Path(_STATE).name)
+            state = Path(folder) / Path(_STATE).name
+            if not is_new and not state.is_dir():
+                raise FedlearnError(f"the data partition has no {_STATE}", hint=f"see {disk}")
+            found = examine(state)
+        if self._had_models and not found.models:
+            raise FedlearnError("the data partition has no model any more", hint=f"see {disk}")
+        self._had_models = bool(found.models)
+        return found
 
     def _goes_on(self, found: Found, before: int) -> bool:
-        """Wait for an update that counts, of a round after `before` where none waited.
+        """Wait for an update of a round after `before`, and after that of the one that waited.
 
-        Return whether the one that waited is what counts in its round.
+        Return whether the one that waited is what counted in its round.
         """
+        waited, digest = found.pending or (0, "")
+        counted = ""
         deadline = time.monotonic() + device.READY_S
         while True:
             updates = self.updates()
-            if found.pending and found.pending[0] in updates:
-                return updates[found.pending[0]] == found.pending[1]
-            if not found.pending and max(updates, default=0) > before:
-                return True
+            counted = updates.get(waited, counted)
+            if max(updates, default=0) > max(before, waited):
+                return counted == digest
             if time.monotonic() > deadline:
-                if found.pending:
-                    return False
                 raise FedlearnError("the device trains no more", hint=f"see {self._folder}")
             time.sleep(0.5)
 
@@ -199,6 +212,11 @@ def examine(state: Path) -> Found:
             pending = update.round, hashlib.sha256(body).hexdigest()
         except ProtocolError:
             torn.append(waiting.name)
+    for path in sorted(state.glob("*.json")):
+        try:
+            json.loads(path.read_bytes())
+        except ValueError:
+            torn.append(path.name)
     torn += [path.name for path in state.rglob("*.corrupt")]
     partial = any(state.glob("models/*.part"))
     return Found(tuple(models), tuple(torn), partial, pending)

@@ -69,7 +69,7 @@ class WriteCache:
     def cut(self, random: Random) -> Loss:
         """Bring the disk to what it holds after the power went away just now."""
         writes = list(entries(self.log))
-        flushed = max((at for at, each in enumerate(writes) if not each.size), default=0)
+        flushed = max((at for at, each in enumerate(writes) if not each.size), default=-1)
         written = lost = unflushed = 0
         with self.log.open("rb") as log, self.disk.open("r+b") as disk:
             for at, each in enumerate(writes):
@@ -106,9 +106,10 @@ def entries(path: Path) -> Iterator[Write]:
         while at + _SECTOR <= size:
             log.seek(at)
             start, sectors, flags, _data = _ENTRY.unpack(log.read(_ENTRY.size))
-            if not sectors and not flags:
-                return
             at += _SECTOR
+            if not sectors and not flags:
+                # QEMU keeps the place of a write that it has not finished; others may have passed.
+                continue
             length = 0 if flags & (_FLUSH | _DISCARD) else sectors * _SECTOR
             if at + length > size:
                 return

@@ -82,5 +82,7 @@ def test_what_is_torn_is_seen(tmp_path: Path) -> None:
     assert len(examine(tmp_path).models) == 1
     whole.write_bytes(b"half")
     (tmp_path / "pending.cbor").write_bytes(b"half of an update")
+    (tmp_path / "agent.json").write_bytes(b'{"task":')
     (tmp_path / "agent.json.corrupt").write_bytes(b"")
-    assert examine(tmp_path).torn == (whole.name, "pending.cbor", "agent.json.corrupt")
+    torn = (whole.name, "pending.cbor", "agent.json", "agent.json.corrupt")
+    assert examine(tmp_path).torn == torn

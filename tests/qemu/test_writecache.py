@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fedlearn.errors import FedlearnError
-from fedlearn_qemu.writecache import WriteCache, entries
+from fedlearn_qemu.writecache import Loss, WriteCache, entries
 
 FLUSH, DISCARD = 1, 4
 BLOCK = 4096
@@ -86,6 +86,22 @@ def test_a_flush_covers_nothing_that_comes_after_it(cache: WriteCache) -> None:
     loss = cache.cut(Random(0))
     assert loss.unflushed == 20
     assert loss.lost > 0
+
+
+def test_without_a_flush_nothing_is_safe(cache: WriteCache) -> None:
+    cache.log.write_bytes(head() + entry(0, b"a" * 20 * BLOCK))
+    loss = cache.cut(Random(0))
+    assert loss.unflushed == 20
+    assert loss.lost > 0
+
+
+def test_what_passed_an_unfinished_write_counts(cache: WriteCache) -> None:
+    """QEMU has kept the unfinished one's place: an entry and a block of zeros."""
+    place = bytes(len(entry(0, b"x" * BLOCK)))
+    later = entry(8, b"b" * BLOCK) + entry(0, flags=FLUSH)
+    cache.log.write_bytes(head() + entry(0, b"a" * BLOCK) + place + later)
+    assert cache.cut(Random(0)) == Loss(2, 0, 0)
+    assert blocks(cache)[:2] == [b"a", b"b"]
 
 
 def test_an_empty_log_changes_nothing(cache: WriteCache) -> None:

@@ -21,7 +21,6 @@ from functools import cache
 from math import prod
 
 import numpy as np
-from numpy.typing import NDArray
 
 from fedlearn.errors import ConfigError, ModelError, UnsupportedOperatorError
 from fedlearn.model import Model, Operator
@@ -69,7 +68,7 @@ class Choice:
 def measure(model: Model, tensors: Collection[int], plan: TrainingPlan, samples: int) -> Need:
     """What training these tensors on so many samples needs.
 
-    The program itself and the runtime's arena for the prefix come on top.
+    The program itself and the runtime's arena come on top.
     """
     loss = make_loss(plan.loss, model, plan.class_weights)
     is_litert()  # imports the runtime, which is no part of what is measured
@@ -84,7 +83,7 @@ def measure(model: Model, tensors: Collection[int], plan: TrainingPlan, samples:
         if tail.values() * batch > _MOST_VALUES:
             raise ModelError(f"a step of {batch} samples does not fit into any board")
         shape = model.tensors[model.entry].shape[1:]
-        inputs = _scattered((min(SAMPLES, samples), *shape))
+        inputs = np.zeros((min(SAMPLES, samples), *shape), np.int8)
         Prefix(model, tail.entries, inputs, batch=batch).features(inputs)
         prove(tail, model, inputs, batch=batch)
         tail.thaw(plan.fraction_bits, anchored=plan.proximal > 0)
@@ -109,14 +108,6 @@ def measure(model: Model, tensors: Collection[int], plan: TrainingPlan, samples:
     made = [number for number in tail.entries if number != model.entry]
     sizes = [prod(model.tensors[number].shape[1:]) for number in made]
     return Need(peak - before, sum(sizes) * samples)
-
-
-def _scattered(shape: tuple[int, ...]) -> NDArray[np.int8]:
-    """Samples that call for the roundings that a device's own do, which zeros would not."""
-    numbers = np.arange(prod(shape), dtype=np.uint32)
-    # Fibonacci hashing (Knuth, The Art of Computer Programming, volume 3, section 6.4).
-    numbers *= np.uint32(2654435769)
-    return (numbers >> 24).astype(np.uint8).view(np.int8).reshape(shape)
 
 
 def choose(

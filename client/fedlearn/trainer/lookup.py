@@ -1,14 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """Operators whose output depends on one byte, or on two: a table holds every answer.
 
-A kernel's arithmetic, in whatever integers and steps it takes, runs once for each of the 256 or
-65,536 cases when the layer is made. After that a forward pass is a lookup.
+The arithmetic of TFLite's portable code, in whatever integers and steps it takes, runs once for
+each of the 256 or 65,536 cases when the layer is made. After that a forward pass is a lookup.
 """
 
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Callable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -42,8 +41,8 @@ class LookupLayer(Layer):
         self.lowest, self.highest = clamp(operator, self.output)
         # A centred operand and this is its row or column of the table: 0..255.
         self._lowest_bytes = [np.float32(128 + tensor.zero_point) for tensor in self.inputs]
-        self._arithmetic: Arithmetic | None = None
-        self._table = np.empty(0, np.float32)
+        self._table = self._answers()
+        np.clip(self._table, self.lowest, self.highest, out=self._table)
         self.choose(self.arithmetics()[0])
 
     def _check(self) -> None:
@@ -61,40 +60,39 @@ class LookupLayer(Layer):
         return (vectors, portable) if has_vectors() else (portable, vectors)
 
     def choose(self, arithmetic: Arithmetic) -> None:
-        """Make the table of a kernel that rounds so."""
+        """Compute as a kernel does that rounds so."""
         if arithmetic not in self.arithmetics():
             super().choose(arithmetic)
-        if arithmetic is self._arithmetic:
-            return
-        self._arithmetic = arithmetic
-        del self._table  # before there is the next one
-        kernels = [self._portable]
-        # For each place of a sample: where its table starts. None: there is only one.
-        self._starts: NDArray[np.intp] | None = None
+        # Where in a sample vector code is at work; None: nowhere.
+        self._vectors: NDArray[np.bool_] | None = None
         if arithmetic is Arithmetic.TWICE_VECTORS:
-            kernels.append(self._vector)
-            in_vector = ~remainder(*self._runs(), self.output.shape[1:])
-            self._starts = in_vector * np.intp(_BYTES ** len(self.inputs))
-        self._table = self._answers(*kernels)
-        np.clip(self._table, self.lowest, self.highest, out=self._table)
+            self._vectors = ~remainder(*self._runs(), self.output.shape[1:])[0]
 
-    def _answers(self, *kernels: Callable[..., Integers]) -> Array:
-        """The kernels' outputs for all cases, not yet clamped, one kernel's behind another's.
+    def _answers(self) -> Array:
+        """The portable code's output for all cases, not yet clamped.
 
-        In few rows at a time: their integers have 64 bits.
+        In few rows at a time: its integers have 64 bits.
         """
         first, *others = self._cases()
-        answers = np.empty((len(kernels), len(first), _BYTES if others else 1), np.float32)
-        for kernel, table in zip(kernels, answers, strict=True):
-            for start in range(0, len(first), _ROWS):
-                rows = slice(start, start + _ROWS)
-                table[rows] = kernel(first[rows], *others).reshape(-1, table.shape[1])
+        answers = np.empty((len(first), _BYTES if others else 1), np.float32)
+        for start in range(0, len(first), _ROWS):
+            rows = slice(start, start + _ROWS)
+            answers[rows] = self._portable(first[rows], *others).reshape(-1, answers.shape[1])
         return answers.ravel()
 
     def _cases(self) -> tuple[Integers, ...]:
         """Every byte as an operand, centred; two operands broadcast to all pairs."""
         values = np.arange(-128, 128)
         return np.ix_(*(values - tensor.zero_point for tensor in self.inputs))
+
+    def _in_vectors(self, places: NDArray[np.intp]) -> Integers:
+        """What vector code makes of these cases; only the self-test asks, so there is no table."""
+        operands = np.unravel_index(places, (_BYTES,) * len(self.inputs))
+        centred = (
+            operand - int(lowest)
+            for operand, lowest in zip(operands, self._lowest_bytes, strict=True)
+        )
+        return np.clip(self._vector(*centred), self.lowest, self.highest)
 
     @abstractmethod
     def _portable(self, *operands: Integers) -> Integers:
@@ -115,10 +113,11 @@ class LookupLayer(Layer):
             index = index * np.float32(_BYTES) + (x + lowest)
         places = index.astype(np.intp)
         if self.watch is not None:
-            self.report(self._answers(self._portable)[places])
-        if self._starts is not None:
-            places += self._starts
+            self.report(self._answers()[places])
         y = self._table[places]
+        if self._vectors is not None:
+            for sample, cases in zip(y, places, strict=True):
+                sample[self._vectors] = self._in_vectors(cases[self._vectors])
         self._open = (y > self.lowest) & (y < self.highest)
         return y
 

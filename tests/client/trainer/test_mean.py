@@ -197,3 +197,15 @@ def test_no_error_passes_where_int8_cannot_hold_the_mean() -> None:
 def test_axes_that_cannot_be_trained_are_refused(axes: list[int], reason: str) -> None:
     with pytest.raises(ModelError, match=reason):
         _layer((1, 2, 3), axes, keep_dims=True)
+
+
+def test_pinned_an_axis_counts_the_same_from_either_end() -> None:
+    """Not all runtimes take the same kernel for [1, 2] and for [-3, -2]."""
+    outputs = []
+    for axes in ([1, 2], [-3, -2]):
+        shape = (1, 5, 4, 3)
+        _, mean = _layer(shape, axes, keep_dims=True, scales=(0.05, 0.013), zeros=(-7, 21))
+        mean.pin()
+        x = _raw(0, shape, 400).astype(np.float32) + 7
+        outputs.append(mean.forward(x))
+    np.testing.assert_array_equal(outputs[0], outputs[1])

@@ -134,16 +134,27 @@ def test_a_clipped_step_is_as_long_as_it_may_be(digits: Model, data: Dataset) ->
 def test_a_rare_class_with_weight_is_found_more_often(
     digits: Model, digits_train: Dataset, digits_test: Dataset
 ) -> None:
+    """In the mean of some seeds: of twelve samples a training now and then makes nothing."""
     often = np.flatnonzero(digits_train.labels != 9)[:1200]
     rare = np.flatnonzero(digits_train.labels == 9)[:12]
     few = digits_train.take(np.concatenate([often, rare]))
     nines = digits_test.take(np.flatnonzero(digits_test.labels == 9))
-    weights = (*[1.0] * 9, 30.0)
+    plan = replace(PLAN, epochs=6)
+    weighted = replace(plan, class_weights=(*[1.0] * 9, 5.0))
+    numbers = [tensor.index for tensor in trainable_tensors(digits, "dense")]
     found = [
-        evaluate(digits.patched(_train(digits, few, plan).values), nines).accuracy or 0.0
-        for plan in (replace(PLAN, epochs=6), replace(PLAN, epochs=6, class_weights=weights))
+        np.mean(
+            [
+                evaluate(
+                    digits.patched(train(digits, numbers, few, each, seed=seed).values), nines
+                ).accuracy
+                or 0.0
+                for seed in range(4)
+            ]
+        )
+        for each in (plan, weighted)
     ]
-    assert found[1] > found[0] + 0.1
+    assert found[1] > found[0] + 0.2
 
 
 def test_held_out_samples_are_judged_and_not_trained(digits: Model, data: Dataset) -> None:
