@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import argparse
+import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -15,7 +16,7 @@ from fedlearn.errors import ExitCode
 from fedlearn.text import counted
 from fedlearn.version import VERSION
 from fedlearn.wire.messages import TAILS
-from fedlearn_qemu import tools
+from fedlearn_qemu import rootless, tools
 from fedlearn_qemu.fleet import run
 from fedlearn_qemu.image import Image
 from fedlearn_qemu.settings import Settings
@@ -45,6 +46,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         user_network=options.user_network,
         limit_s=options.limit_s,
     )
+    rootless.enter(sys.argv[1:] if arguments is None else arguments)
     command.stop_on_signals()
     return command.run("fedlearn-qemu", lambda: _run(settings, options))
 

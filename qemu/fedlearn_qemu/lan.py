@@ -7,20 +7,18 @@ last process in it, however this one ends. Multicast works as on a switch.
 
 from __future__ import annotations
 
-import ctypes
 import os
+import subprocess
 from dataclasses import dataclass
 from typing import Protocol, Self
 
 from fedlearn.errors import FedlearnError
 from fedlearn_qemu import tools
 
-_CLONE_NEWNET = 0x40000000
 _BRIDGE = "lan0"
 PREFIX = 24
 # RFC 5737: addresses for documentation, which no real network has.
 ADDRESS = "192.0.2.1"
-_libc = ctypes.CDLL(None, use_errno=True)
 
 
 def usable() -> bool:
@@ -70,15 +68,18 @@ class Lan:
 
     def __enter__(self) -> Self:
         tools.require(tools.LAN)
-        home = os.open("/proc/thread-self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
-        try:
-            if _libc.unshare(_CLONE_NEWNET):
-                raise FedlearnError(f"no network namespace: {os.strerror(ctypes.get_errno())}")
-            self._namespace = os.open("/proc/thread-self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
-        finally:
-            if _libc.setns(home, _CLONE_NEWNET):
-                raise FedlearnError("cannot return to the network of this machine")
-            os.close(home)
+        # A child makes it: who has left the machine's network in a user namespace cannot go back.
+        with subprocess.Popen(
+            ["unshare", "--net", "sh", "-c", "echo made; exec cat"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        ) as child:
+            if not (child.stdout and child.stdout.readline()):
+                words = child.stderr.read().strip() if child.stderr else ""
+                raise FedlearnError(f"no network namespace: {words}")
+            self._namespace = os.open(f"/proc/{child.pid}/ns/net", os.O_RDONLY | os.O_CLOEXEC)
         self._ip("link", "set", "lo", "up")
         self._ip("link", "add", _BRIDGE, "type", "bridge", "mcast_snooping", "0")
         self._ip("address", "add", f"{ADDRESS}/{PREFIX}", "dev", _BRIDGE)

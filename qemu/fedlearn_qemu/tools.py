@@ -26,6 +26,8 @@ PACKAGES = {
     "nft": "nftables",
     "nsenter": "util-linux",
     "setpriv": "util-linux",
+    "unshare": "util-linux",
+    "newuidmap": "uidmap",
     "openssl": "openssl",
 }
 _SBIN = ("/usr/local/sbin", "/usr/sbin", "/sbin")
@@ -33,7 +35,9 @@ _MOST_WORDS = 600
 
 BOOT = ("qemu-system-aarch64", "mcopy", "debugfs", "sfdisk", "openssl", "setpriv")
 BUILD = ("mmdebstrap", "mkfs.vfat", "mke2fs", "depmod", "sfdisk")
-LAN = ("ip", "nsenter")
+LAN = ("ip", "nsenter", "unshare")
+# To be root of a user namespace.
+ROOTLESS = ("unshare", "newuidmap")
 LOSS = ("nft",)
 TORTURE = ("e2fsck",)
 

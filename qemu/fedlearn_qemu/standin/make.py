@@ -4,11 +4,13 @@
 from __future__ import annotations
 
 import fcntl
+import os
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from fedlearn.errors import FedlearnError
 from fedlearn_qemu import tools
 from fedlearn_qemu.digest import digest
 from fedlearn_qemu.image import CPU, MACHINE, Image
@@ -34,6 +36,7 @@ def stand_in(cache: Path, say: Callable[[str], None]) -> Image:
     with _locked(cache):
         if not (folder / "disk.img").exists():
             tools.require(tools.BUILD)
+            _require_root()
             say("the stand-in image is not cached for these sources: making it, about a minute")
             with _staging(folder) as made:
                 _make(cache / f"base-{base}", made, say)
@@ -47,6 +50,16 @@ def stand_in(cache: Path, say: Callable[[str], None]) -> Image:
         options=(*MACHINE, *CPU),
         stand_in=True,
     )
+
+
+def _require_root() -> None:
+    """The image's files belong to users of its own."""
+    if os.geteuid() != 0:
+        tools.require(tools.ROOTLESS)
+        raise FedlearnError(
+            "the stand-in image is made as root, and this machine lets nobody else be it",
+            hint="run it as root once, allow user namespaces, or name an image with --image",
+        )
 
 
 def _make(base: Path, made: Path, say: Callable[[str], None]) -> None:
