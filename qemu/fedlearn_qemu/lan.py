@@ -140,7 +140,7 @@ class Lan:
 class UserNetwork:
     """Without root: QEMU's own network. It has no multicast; the aggregator has a fixed address."""
 
-    words = "QEMU's user network, fixed address: no mDNS (a LAN needs root)"
+    words = "QEMU's user network, fixed address: no mDNS"
     prefix: tuple[str, ...] = ()
     host = "127.0.0.1"
     # Where it shows the host's loopback.

@@ -30,4 +30,4 @@ def enter(arguments: Sequence[str]) -> None:
         return
     if done.returncode == 0:
         program = [sys.executable, "-m", "fedlearn_qemu", *arguments]
-        os.execvpe(_UNSHARE[0], [*_UNSHARE, *program], environment)
+        os.execvpe(_UNSHARE[0], [*_UNSHARE, *program], environment)  # noqa: S606 - no shell
