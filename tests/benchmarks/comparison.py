@@ -31,6 +31,8 @@ from tests.benchmarks.case import BATCH, CASES, KERNEL_VARIABLES, LEARNING_RATE,
 CONTENDERS = ("ours", "torch", "tflite")
 FIGURES = ("samples_per_cpu_s", "peak_rss_mb")
 PROFILED = ("c", "mobilenet")
+# Cases with a frozen part, and how often it is run.
+FROZEN = {"b": 3, "mobilenet": 2}
 RUNS = 5
 _LONGEST_RUN_S = 600
 
@@ -39,7 +41,8 @@ METHOD = (
     "samples_per_cpu_s: samples by CPU time (time.process_time) of the training loop alone, from "
     "the end of the first step to that of the last; start-up, loading and the frozen part's "
     "features are outside of the clock. peak_rss_mb: VmHWM of the whole process, those included, "
-    "in 10^6 bytes. Figures are medians of the runs; contenders alternate."
+    "in 10^6 bytes. frozen: the features, by our layers and by TFLite's interpreter without "
+    "delegates, in samples by CPU second. Figures are medians of the runs; contenders alternate."
 )
 
 
@@ -181,6 +184,11 @@ def main(words: list[str]) -> int:
         for case in cases
         if case.name in PROFILED and "ours" in options.contenders
     }
+    frozen = {
+        case.name: run_once("prefix", case, data, FROZEN[case.name])
+        for case in cases
+        if case.name in FROZEN and "ours" in options.contenders
+    }
     document = {
         "cases": {
             case.name: {
@@ -191,6 +199,7 @@ def main(words: list[str]) -> int:
             for case in cases
         },
         "profile": profile,
+        "frozen": frozen,
         "settings": {
             "method": METHOD,
             "batch_size": BATCH,
@@ -207,5 +216,7 @@ def main(words: list[str]) -> int:
     for case in cases:
         row = ", ".join(f"{name} {ratio:.2f}" for name, ratio in ratios(sheets[case.name]).items())
         print(f"{case.name}: {row or 'nothing to compare'}")
+    for name, each in frozen.items():
+        print(f"{name}, frozen part: {each['ours'] / each['interpreter']:.2f} of the interpreter")
     print(options.out)
     return 0

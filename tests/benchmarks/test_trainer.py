@@ -151,6 +151,13 @@ def test_the_watch_counts_the_products_between_the_first_step_and_the_last() -> 
 
 
 @pytest.mark.slow
+def test_the_frozen_part_is_timed_on_both_sides(data: Path) -> None:
+    found = comparison.run_once("prefix", CASES["b"], data, epochs=1)
+    assert set(found) == {"ours", "interpreter"}
+    assert min(found.values()) > 0
+
+
+@pytest.mark.slow
 def test_the_two_profiles_agree(data: Path) -> None:
     """Each is the other's control; cProfile makes what is no product look longer than it is."""
     profile = comparison.run_once("profile", CASES["c"], data, epochs=3)

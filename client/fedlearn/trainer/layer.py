@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One operator of the tail, forward and backward.
+"""One operator, forward and backward.
 
 Activations are float32 arrays of integers *without* their zero point, so that zero is real zero
 (padding, a dead ReLU). Errors are float32 in real units.
@@ -25,7 +25,7 @@ Array = NDArray[np.float32]
 
 
 class Layer(ABC):
-    """An operator that the tail runs itself.
+    """An operator that the trainer runs itself, in a tail or, forward alone, before it.
 
     `inputs` are the tensors that `forward` takes, one array each: activations (N, ...), or
     constants in their own shape, which broadcast.

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The operators that a tail may hold."""
+"""The operators that the trainer runs itself, in a tail or before it."""
 
 from __future__ import annotations
 

@@ -54,7 +54,7 @@ class Parameter:
         *,
         anchored: bool = False,
     ) -> None:
-        """Make it trainable; a frozen one needs a seventh of the memory.
+        """Make it trainable; a frozen one is a view of the file.
 
         `dither` rounds stochastically; without it steps are rounded to nearest. `anchored` keeps
         the values of now for a `pull`.

@@ -2,8 +2,9 @@
 """Requantisation: from an int32 accumulator to the int8 of the next tensor, bit by bit.
 
 Every integer kernel ends with `round(acc * m)` where the real multiplier m is s_x s_w / s_y. The
-runtimes differ in how they hold m and how they round; each way is here once. Training uses FLOAT32
-on every machine: it rounds once, and is what applications run, where XNNPACK is the default.
+runtimes differ in how they hold m and how they round; each way is here once. Training uses one of
+them on every machine (`Layer.pinned`). For what has weights that is FLOAT32: it rounds once, and is
+what applications run, where XNNPACK is the default.
 Accumulators come in as floats holding integers, results leave as float32 holding integers without
 the zero point.
 

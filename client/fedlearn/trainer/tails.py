@@ -3,8 +3,8 @@
 
 A tail is named by the layers with weights that are trained, counted from the output: "last" is the
 last one, a number that many, "dense" the run of FULLY_CONNECTED layers at the end, "all" every one.
-Every operator that depends on them needs a backward pass; what does not is the frozen prefix, which
-the real interpreter runs.
+Every operator that depends on them needs a backward pass; what does not is the frozen prefix, see
+`Prefix`.
 """
 
 from __future__ import annotations
