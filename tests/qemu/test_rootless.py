@@ -23,7 +23,7 @@ def started(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
 
 def answer(monkeypatch: pytest.MonkeyPatch, code: int) -> None:
     """The kernel makes a namespace, or does not."""
-    done = subprocess.CompletedProcess((), code)
+    done = subprocess.CompletedProcess[bytes]((), code)
     monkeypatch.setattr(subprocess, "run", lambda *_, **__: done)
 
 

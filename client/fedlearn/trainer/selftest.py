@@ -4,9 +4,9 @@
 Runtimes differ in how they round: in an output of some thousand, by one step. Before training, each
 layer is compared with the real interpreter on some of the device's own samples, and must give the
 same bits in one of the roundings that kernels are known to have. A trained layer for which there is
-none is an error (a frozen one is left to the interpreter, see `Prefix`): training on numbers that the deployed model does not have would fail in ways that nobody
-could see. Training itself then rounds in one way on every machine (`Layer.pin`), so that its bits
-do not depend on the runtime.
+none is an error (a frozen one is left to the interpreter, see `Prefix`): training on numbers that
+the deployed model does not have would fail in ways that nobody could see. Training itself then
+rounds in one way on every machine (`Layer.pin`), so that its bits do not depend on the runtime.
 """
 
 from __future__ import annotations
