@@ -90,10 +90,11 @@ def add_useradd(accounts: Accounts, parameters: str) -> None:
     parser = argparse.ArgumentParser(prog="useradd", exit_on_error=False)
     for flag in ("system", "user-group", "no-create-home"):
         parser.add_argument(f"--{flag}", action="store_true")
-    for option in ("groups", "home-dir", "shell"):
+    for option in ("gid", "groups", "home-dir", "shell"):
         parser.add_argument(f"--{option}", default="")
     parser.add_argument("name")
     wanted = parser.parse_args(shlex.split(parameters))
-    accounts.user(wanted.name, home=wanted.home_dir or "/", shell=wanted.shell or _NOLOGIN)
+    ids = f"-:{accounts.group(wanted.gid)}" if wanted.gid else "-"
+    accounts.user(wanted.name, ids, wanted.home_dir or "/", wanted.shell or _NOLOGIN)
     for group in filter(None, wanted.groups.split(",")):
         accounts.join(wanted.name, group)
