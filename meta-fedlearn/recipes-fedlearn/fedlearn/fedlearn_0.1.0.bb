@@ -61,15 +61,18 @@ SYSTEMD_PACKAGES = "${PN}-service ${PN}-aggregator-service"
 SYSTEMD_SERVICE:${PN}-service = "fedlearn.service"
 SYSTEMD_SERVICE:${PN}-aggregator-service = "fedlearn-aggregator.service"
 
+# The groups are also those of -conf, which is installed first: useradd --user-group would fail.
 # The agent reads sensors at serial ports.
 USERADD_PACKAGES = "${PN}-service ${PN}-aggregator-service"
+GROUPADD_PARAM:${PN}-service = "--system fedlearn"
 USERADD_PARAM:${PN}-service = "\
-    --system --user-group --groups dialout --no-create-home --home-dir ${localstatedir}/lib/fedlearn \
+    --system --gid fedlearn --groups dialout --no-create-home --home-dir ${localstatedir}/lib/fedlearn \
     --shell /sbin/nologin fedlearn \
 "
+GROUPADD_PARAM:${PN}-aggregator-service = "--system fedlearn-aggregator"
 USERADD_PARAM:${PN}-aggregator-service = "\
-    --system --user-group --no-create-home --home-dir ${localstatedir}/lib/fedlearn-aggregator \
-    --shell /sbin/nologin fedlearn-aggregator \
+    --system --gid fedlearn-aggregator --no-create-home \
+    --home-dir ${localstatedir}/lib/fedlearn-aggregator --shell /sbin/nologin fedlearn-aggregator \
 "
 
 RDEPENDS:${PN} += "\
