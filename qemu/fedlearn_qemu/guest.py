@@ -22,7 +22,8 @@ from typing import Self
 
 from fedlearn.errors import FedlearnError
 
-APPEND = "systemd.debug_shell=hvc1"
+# On a busy machine an emulated udev takes longer than the 90 s that systemd gives a disk.
+APPEND = "systemd.debug_shell=hvc1 systemd.default_device_timeout_sec=300"
 # The kernel's line discipline takes 4095 bytes; a longer line would be cut without a word.
 MAX_LINE_BYTES = 4000
 _MARK = "FEDLEARN"

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One emulated device for all tests of proof; it trains in rounds without an end."""
+"""One emulated device for all tests of a module; it trains in rounds without an end."""
 
 from __future__ import annotations
 
@@ -27,13 +27,6 @@ MODEL = "/var/lib/fedlearn/data/digits.tflite"
 _UNREACHABLE = ("mmdebstrap failed", "pip download failed")
 # Between two rounds the device is idle for a moment.
 INTERVAL_S = 4.0
-
-
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Emulated devices share one process of the run, and with it the board."""
-    for item in items:
-        if item.get_closest_marker("qemu"):
-            item.add_marker(pytest.mark.xdist_group("qemu"))
 
 
 @pytest.fixture(scope="session")
@@ -70,7 +63,7 @@ class Board:
         return sum(each.updates for each in self.aggregator.report().rounds)
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def board(image: Image, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Board]:
     task = Task("board", MODEL_PATH, 1, interval_s=INTERVAL_S, deadline_s=60)
     with switched_on(image, task, 300, tmp_path_factory.mktemp("board")) as board:
