@@ -110,7 +110,7 @@ $(OTHER)/dev: pyproject.toml $(SOURCES)
 	@if $(PYTHON) -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11))'; then \
 	  echo "==> installing fedlearn beside ai-edge-litert (the first time about 50 MB: up to a minute)"; \
 	  $(PYTHON) -m venv $(OTHER) && \
-	  $(OTHER)/bin/pip install --quiet ai-edge-litert 'numpy>=2' cbor2 pyserial zeroconf aiohttp \
+	  $(OTHER)/bin/pip install --quiet ai-edge-litert 'numpy>=2' cbor2 pyserial zeroconf aiohttp 'cryptography>=42' \
 	    hypothesis pycddl pytest pytest-timeout pytest-xdist tflite && \
 	  rm -rf build/lib && \
 	  $(OTHER)/bin/pip install --quiet --force-reinstall --no-deps .; \

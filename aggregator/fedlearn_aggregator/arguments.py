@@ -13,6 +13,8 @@ from fedlearn_aggregator.aggregation import MAX_SAMPLES
 from fedlearn_aggregator.optimizers import OptimizerName
 from fedlearn_aggregator.task import KEEP_MODELS, KEEP_UPDATES
 
+# From making the image to its boards' first boot.
+TOKEN_DAYS = 30
 # Unassigned by IANA.
 DEFAULT_PORT = 8470
 
@@ -51,10 +53,39 @@ examples:
             "run the rounds of a task",
             """\
 examples:
-  fedlearn-aggregator serve --data-dir digits --certificate server.pem --key server.key
+  fedlearn-aggregator serve --data-dir digits
   fedlearn-aggregator serve --data-dir digits --insecure --interface 127.0.0.1 --port 0
 
 The line on stdout says where it listens; DIR/serve.json says it to scripts (url, pid, task).""",
+        )
+    )
+    _tokens(
+        _command(
+            commands,
+            "tokens",
+            "make tokens for devices to enrol with",
+            """\
+examples:
+  fedlearn-aggregator tokens --data-dir digits --count 20 --days 90
+  fedlearn-aggregator tokens --data-dir digits --device pump-07    # it lost its key
+
+They are printed once; the aggregator keeps their SHA-256 alone.""",
+        )
+    )
+    _devices(
+        _command(
+            commands,
+            "devices",
+            "list the devices that are enrolled, name, block or remove them",
+            """\
+examples:
+  fedlearn-aggregator devices --data-dir digits
+  fedlearn-aggregator devices --data-dir digits name pump-07 "hall 3, left"
+  fedlearn-aggregator devices --data-dir digits block pump-07
+  fedlearn-aggregator devices --data-dir digits remove pump-07
+
+What is blocked is refused from its next request on and cannot enrol; what is removed can, with a
+new token. Both work while serve runs.""",
         )
     )
     for name, text in (
@@ -181,6 +212,72 @@ def _init(command: argparse.ArgumentParser) -> None:
         help=f"updates of the last N rounds stay (default: {KEEP_UPDATES})",
     )
 
+    identity = command.add_argument_group(
+        "identity", "The CA, the server's certificate and tokens, in DIR/identity."
+    ).add_argument
+    identity(
+        "--server-name",
+        action="append",
+        default=[],
+        metavar="NAME|ADDRESS",
+        help="what devices with an aggregator.url call this machine; may be repeated (default: its "
+        "host name, NAME.local, and their addresses)",
+    )
+    identity(
+        "--tokens", type=int, metavar="N", help="tokens to make (default: one for each of --cohort)"
+    )
+    identity(
+        "--token-days",
+        type=float,
+        default=TOKEN_DAYS,
+        metavar="D",
+        help=f"how long they count (default: {TOKEN_DAYS})",
+    )
+    identity(
+        "--identity",
+        type=Path,
+        metavar="FOLDER",
+        help="begin with a copy of another data directory's folder `identity`",
+    )
+
+
+def _tokens(command: argparse.ArgumentParser) -> None:
+    add = command.add_argument
+    add("--count", type=int, default=1, metavar="N", help="how many (default: 1)")
+    add(
+        "--days",
+        type=float,
+        default=TOKEN_DAYS,
+        metavar="D",
+        help=f"how long they count (default: {TOKEN_DAYS})",
+    )
+    add(
+        "--uses",
+        type=int,
+        default=1,
+        metavar="N",
+        help="enrolments with each (default: 1); more let one image serve many boards, and whoever "
+        "reads it enrol",
+    )
+    add("--device", metavar="NAME", help="for this device alone, which may come with a new key")
+    add("--json", action="store_true", help="print JSON")
+
+
+def _devices(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--json", action="store_true", help="print JSON")
+    actions = command.add_subparsers(dest="action", metavar="ACTION")
+    actions.add_parser("list", help="list them (what is done without an ACTION)")
+    for action, text in (
+        ("name", "say what a device is, for people"),
+        ("block", "refuse a device"),
+        ("unblock", "let it in again"),
+        ("remove", "forget a device and its key"),
+    ):
+        each = actions.add_parser(action, help=text, description=text[0].upper() + text[1:] + ".")
+        each.add_argument("device", metavar="DEVICE", help="its device.name")
+        if action == "name":
+            each.add_argument("label", metavar="TEXT", help="what to show beside it")
+
 
 def _serve(command: argparse.ArgumentParser) -> None:
     add = command.add_argument
@@ -191,9 +288,11 @@ def _serve(command: argparse.ArgumentParser) -> None:
         default=DEFAULT_PORT,
         help=f"0 takes a free one (default: {DEFAULT_PORT})",
     )
-    add("--certificate", type=Path, metavar="PEM", help="certificate chain of this server")
-    add("--key", type=Path, metavar="PEM", help="its private key")
-    add("--insecure", action="store_true", help="plain http, on loopback addresses only")
+    add(
+        "--insecure",
+        action="store_true",
+        help="plain http and any device, on loopback addresses only",
+    )
     add(
         "--interface",
         action="append",

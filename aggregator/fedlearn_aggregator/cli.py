@@ -13,23 +13,27 @@ import time
 from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import asdict
+from pathlib import Path
 
 from fedlearn import command, log
-from fedlearn.durable import write_durably
+from fedlearn.durable import storage_errors, write_durably
 from fedlearn.errors import ConfigError, ExitCode
 from fedlearn.model import Model
 from fedlearn.notify import Notifier
 from fedlearn.plan_arguments import plan_of
-from fedlearn.text import clean
+from fedlearn.text import clean, counted
 from fedlearn.trainer.budget import choose
 from fedlearn.trainer.local import read_model
 from fedlearn.trainer.loss import make_loss
 from fedlearn.trainer.tail import Tail
 from fedlearn.trainer.tails import trainable_tensors
 from fedlearn.version import VERSION
-from fedlearn.wire.messages import Limits
+from fedlearn.wire.messages import NAME as NAME_PATTERN
+from fedlearn.wire.messages import Limits, Pattern
 from fedlearn_aggregator import arguments, report, schema, store
 from fedlearn_aggregator.begin import begin
+from fedlearn_aggregator.identity.folder import NAME, Folder, ensure
+from fedlearn_aggregator.identity.registry import DAY_S, Device
 from fedlearn_aggregator.optimizers import OptimizerName, OptimizerSettings
 from fedlearn_aggregator.report import RoundReport
 from fedlearn_aggregator.requantise import grid_scales
@@ -46,6 +50,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     run = {
         "init": _init,
         "serve": _serve,
+        "tokens": _tokens,
+        "devices": _devices,
         "status": _status,
         "rounds": _rounds,
         "export": _export,
@@ -62,6 +68,10 @@ def _init(options: argparse.Namespace) -> int:
     Tail(model, [tensor.index for tensor in task.tensors], absorbed=loss.absorbed)
     if task.optimizer.in_real_units:
         grid_scales(model, task.tensors)
+    fleet = options.data_dir / NAME
+    with storage_errors("write", options.data_dir):
+        options.data_dir.mkdir(parents=True, exist_ok=True)
+    ensure(fleet, time.time(), template=options.identity)
     moved = begin(options.data_dir, task, model, time.time(), force=options.force)
     if moved is not None:
         print(f"the old task is now {moved}")
@@ -75,7 +85,26 @@ def _init(options: argparse.Namespace) -> int:
         f"a round: {policy.cohort} updates, {policy.seats} seats, at least {policy.minimum} "
         f"within {policy.deadline_s:g} s; server optimiser {task.optimizer.name}"
     )
+    _introduce(fleet, options)
     return ExitCode.OK
+
+
+def _introduce(fleet: Path, options: argparse.Namespace) -> None:
+    """Certify the server, make the first tokens, and say what the devices get."""
+    count = options.cohort if options.tokens is None else options.tokens
+    now = time.time()
+    with closing(Folder.open(fleet)) as folder:
+        folder.registry.add_server_names(options.server_name)
+        folder.renew_server(now)
+        expires = now + options.token_days * DAY_S
+        tokens = folder.registry.add_tokens(count, expires, now)
+    print("for the image, or the folder fedlearn/ of the boot partition of each device:")
+    print(f"  ca.pem   {fleet / 'ca.pem'}")
+    for token in tokens:
+        print(f"  token    {token}")
+    if tokens:
+        print(f"each token enrols one device within {options.token_days:g} days, and is shown once")
+    print(f"more: fedlearn-aggregator tokens --data-dir {options.data_dir}")
 
 
 def _task(options: argparse.Namespace, model: Model) -> Task:
@@ -130,8 +159,6 @@ def _serve(options: argparse.Namespace) -> int:
             data_dir=options.data_dir,
             host=options.host or ("127.0.0.1" if options.insecure else "0.0.0.0"),  # noqa: S104
             port=options.port,
-            certificate=options.certificate,
-            key=options.key,
             insecure=options.insecure,
             interfaces=None if options.no_mdns else tuple(options.interface),
             evaluate=options.evaluate,
@@ -141,6 +168,74 @@ def _serve(options: argparse.Namespace) -> int:
         notifier=Notifier.take(),
     )
     return asyncio.run(serving)
+
+
+def _tokens(options: argparse.Namespace) -> int:
+    if options.device is not None and not Pattern(NAME_PATTERN).allows(options.device):
+        raise ConfigError(
+            f"{options.device!r} is no device.name", hint=f"it matches {NAME_PATTERN}"
+        )
+    now = time.time()
+    expires = now + options.days * DAY_S
+    with closing(Folder.open(options.data_dir / NAME)) as folder:
+        tokens = folder.registry.add_tokens(
+            options.count, expires, now, uses=options.uses, device=options.device
+        )
+    if options.json:
+        print(json.dumps([{"token": each, "expires": expires} for each in tokens], indent=2))
+    else:
+        print("\n".join(tokens))
+    return ExitCode.OK
+
+
+def _devices(options: argparse.Namespace) -> int:
+    with closing(Folder.open(options.data_dir / NAME)) as folder:
+        registry = folder.registry
+        match options.action:
+            case "name":
+                registry.label(options.device, options.label)
+            case "block" | "unblock":
+                registry.block(options.device, blocked=options.action == "block")
+            case "remove":
+                registry.remove(options.device)
+        devices = registry.devices()
+        unused = registry.unused_tokens(time.time())
+    if options.json:
+        print(json.dumps([_device_json(each) for each in devices], indent=2))
+    elif options.action in (None, "list"):
+        _print_devices(devices)
+        print(f"{counted(len(devices), 'device')}; {counted(unused, 'unused token')}")
+    else:
+        print(f"{options.device}: {_DONE[options.action]}")
+    return ExitCode.OK
+
+
+_DONE = {
+    "name": "named",
+    "block": "blocked",
+    "unblock": "may take part again",
+    "remove": "removed; it needs a new token to come back",
+}
+
+
+def _device_json(device: Device) -> dict[str, object]:
+    return {**asdict(device), "key": device.key.hex()}
+
+
+def _print_devices(devices: Sequence[Device]) -> None:
+    width = max((len(each.name) for each in devices), default=6)
+    print(f"{'device':{width}}  state    enrolled    until       last seen         label")
+    for each in devices:
+        state = "blocked" if each.blocked else "enrolled"
+        seen = "never" if each.seen is None else _when(each.seen, "%Y-%m-%d %H:%M")
+        print(
+            f"{each.name:{width}}  {state:8} {_when(each.enrolled)}  {_when(each.expires)}  "
+            f"{seen:16}  {clean(each.label)}".rstrip()
+        )
+
+
+def _when(seconds: float, form: str = "%Y-%m-%d") -> str:
+    return time.strftime(form, time.localtime(seconds))
 
 
 def _status(options: argparse.Namespace) -> int:

@@ -13,8 +13,9 @@ import resource
 import signal
 import socket
 import ssl
+import time
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
-from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
+from contextlib import AsyncExitStack, asynccontextmanager, closing, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,13 +25,15 @@ from aiohttp import web
 from fedlearn.agent.endpoint import Endpoint, refuse_plaintext_beyond_loopback
 from fedlearn.dataset import Dataset
 from fedlearn.durable import write_durably
-from fedlearn.errors import ConfigError, ExitCode, NetworkError
+from fedlearn.errors import ExitCode, FedlearnError, NetworkError
 from fedlearn.notify import Notifier
 from fedlearn_aggregator import schema
 from fedlearn_aggregator.advertise import advertised
 from fedlearn_aggregator.checkins import HOLD_S
 from fedlearn_aggregator.coordinator import Coordinator
 from fedlearn_aggregator.evaluation import Evaluator
+from fedlearn_aggregator.identity.access import Access
+from fedlearn_aggregator.identity.folder import NAME, Folder
 from fedlearn_aggregator.lock import exclusive
 from fedlearn_aggregator.server import Server
 from fedlearn_aggregator.writer import Writer
@@ -41,6 +44,10 @@ OPEN_FILES = 8192
 BACKLOG = 1024
 # What `systemctl status` shows is at most so old.
 STATUS_EVERY_S = 5.0
+# `devices list` is at most so old.
+SEEN_EVERY_S = 60.0
+# Its certificate has a month left by then, and a machine may get another address.
+RENEW_EVERY_S = 3600.0
 
 _log = logging.getLogger(__name__)
 
@@ -52,8 +59,6 @@ class ServeOptions:
     data_dir: Path
     host: str
     port: int
-    certificate: Path | None = None
-    key: Path | None = None
     insecure: bool = False
     interfaces: tuple[str, ...] | None = ()
     evaluate: Path | None = None
@@ -70,12 +75,16 @@ async def serve(
     StorageError when serving cannot begin.
     """
     notifier = notifier or Notifier()
-    context = tls_context(options)
-    host = await _address(options.host, tls=context is not None)
+    host = await _address(options.host, tls=not options.insecure)
     stop = _stop_on_signals()
     _allow_open_files()
     async with AsyncExitStack() as stack:
         stack.enter_context(exclusive(options.data_dir))
+        identity, context = None, None
+        if not options.insecure:
+            identity = stack.enter_context(closing(Folder.open(options.data_dir / NAME)))
+            identity.renew_server(time.time())
+            context = identity.server_context()
         writer = Writer(options.data_dir / schema.FILE_NAME)
         stack.callback(writer.close)
         coordinator = await Coordinator.load(writer)
@@ -86,7 +95,12 @@ async def serve(
             evaluator = Evaluator(dataset, loss, writer)
             coordinator.on_model = evaluator.submit
             await stack.enter_async_context(_running(evaluator.run()))
-        server = Server(coordinator, writer, random.SystemRandom(), hold_s=options.hold_s)
+        access = None if identity is None else Access(identity)
+        server = Server(
+            coordinator, writer, random.SystemRandom(), access=access, hold_s=options.hold_s
+        )
+        if identity is not None and access is not None and context is not None:
+            await stack.enter_async_context(_running(_keep(identity, access, context)))
         runner = server.runner()
         stack.push_async_callback(runner.cleanup)
         port = await _listen(runner, host, options.port, context)
@@ -113,6 +127,26 @@ async def serve(
         broken = asyncio.wrap_future(writer.broken)
         ended = _until_done(rounds, stop, broken, evaluator, forever=not options.exit_when_done)
         return await ended
+
+
+async def _keep(identity: Folder, access: Access, context: ssl.SSLContext) -> None:
+    """Renew the server's certificate in time, and note which devices are heard of."""
+    renew_s = time.monotonic() + RENEW_EVERY_S
+    try:
+        while True:
+            await asyncio.sleep(SEEN_EVERY_S)
+            try:
+                await access.note_seen()
+                if time.monotonic() >= renew_s:
+                    renew_s = time.monotonic() + RENEW_EVERY_S
+                    if await asyncio.to_thread(identity.renew_server, time.time()):
+                        identity.load_server(context)
+                        _log.info("the server has a new certificate")
+            except FedlearnError as error:  # a full disk: the next try may find room
+                _log.error("%s", error)
+    finally:
+        with suppress(FedlearnError):
+            await access.note_seen()
 
 
 async def _tell(notifier: Notifier, coordinator: Coordinator) -> None:
@@ -161,32 +195,6 @@ async def _until_done(
 
 async def _first(*futures: asyncio.Future[Any]) -> None:
     await asyncio.wait(futures, return_when=asyncio.FIRST_COMPLETED)
-
-
-def tls_context(options: ServeOptions) -> ssl.SSLContext | None:
-    """TLS 1.3 with the given certificate; None for plain http, which `insecure` must ask for."""
-    if options.certificate is None and options.key is None:
-        if options.insecure:
-            return None
-        raise ConfigError(
-            "no certificate to serve with",
-            hint="give --certificate and --key, or --insecure for a trial on this machine",
-        )
-    if options.certificate is None or options.key is None or options.insecure:
-        raise ConfigError("give --certificate and --key together, and without --insecure")
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    context.minimum_version = ssl.TLSVersion.TLSv1_3
-    try:
-        context.load_cert_chain(options.certificate, options.key)
-    except OSError as error:  # ssl.SSLError is one
-        # OpenSSL gives no reason for what is no PEM of the right kind, such as key and certificate
-        # in each other's place.
-        reason = (getattr(error, "reason", None) or error.strerror) or "not the right kind of PEM"
-        raise ConfigError(
-            f"{options.certificate} and {options.key} cannot be used: {reason}",
-            hint="both must be PEM files, and the key the certificate's own without a passphrase",
-        ) from error
-    return context
 
 
 async def _address(host: str, *, tls: bool) -> str:

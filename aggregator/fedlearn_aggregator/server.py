@@ -17,12 +17,21 @@ from fedlearn.errors import FedlearnError, ProtocolError, StorageError
 from fedlearn.text import clean
 from fedlearn.version import VERSION
 from fedlearn.wire import codec
-from fedlearn.wire.messages import CheckIn, Message, Refusal, TaskDescriptor
+from fedlearn.wire.messages import (
+    NAME,
+    CheckIn,
+    Enrolment,
+    Message,
+    Pattern,
+    Refusal,
+    TaskDescriptor,
+)
 from fedlearn_aggregator import metrics, report
 from fedlearn_aggregator.checkins import HOLD_S, CheckIns
 from fedlearn_aggregator.coordinator import Coordinator
 from fedlearn_aggregator.download import file_response, parse_digest
 from fedlearn_aggregator.faults import Repeated
+from fedlearn_aggregator.identity.access import Access
 from fedlearn_aggregator.metrics import Traffic
 from fedlearn_aggregator.shelf import Shelf
 from fedlearn_aggregator.writer import Writer
@@ -30,6 +39,8 @@ from fedlearn_aggregator.writer import Writer
 CBOR = "application/cbor"
 # A name, a round and one sentence.
 MAX_CHECK_IN_BYTES = 4096
+# A certificate signing request and a token.
+MAX_ENROLMENT_BYTES = 4096
 # Time to read one body. The slowest link that we serve is a 2G modem of some 10 kB/s.
 BODY_TIMEOUT_S = 60.0
 # Above the longest hold and jitter of a check-in, so that a waiting device keeps its connection;
@@ -43,7 +54,7 @@ _log = logging.getLogger(__name__)
 
 
 class Server:
-    """The application of one task."""
+    """The application of one task. `access` guards it; None lets everybody in, on loopback."""
 
     def __init__(
         self,
@@ -51,11 +62,13 @@ class Server:
         writer: Writer,
         rng: random.Random,
         *,
+        access: Access | None = None,
         hold_s: float = HOLD_S,
         body_timeout_s: float = BODY_TIMEOUT_S,
     ) -> None:
         self._coordinator = coordinator
         self._writer = writer
+        self._access = access
         self._shelf = Shelf(writer)
         self._traffic = Traffic()
         self._body_timeout_s = body_timeout_s
@@ -71,6 +84,7 @@ class Server:
                 web.get("/v1/task", self._task),
                 # Without HEAD: it would count as a download.
                 web.get("/v1/models/{digest}", self._model, allow_head=False),
+                web.put("/v1/devices/{device}/certificate", self._certify),
                 web.post("/v1/checkin", self._check_in),
                 web.put("/v1/rounds/{round}/updates/{device}", self._update),
                 web.get("/v1/status", self._status),
@@ -95,7 +109,16 @@ class Server:
         """Release all held check-ins, so that the runner's cleanup has nothing to wait for."""
         self.check_ins.stop()
 
-    async def _task(self, _request: web.Request) -> web.Response:
+    def _require_device(self, request: web.Request, device: str | None = None) -> None:
+        if self._access is not None:
+            self._access.require_device(request, device)
+
+    def _require_viewer(self, request: web.Request) -> None:
+        if self._access is not None:
+            self._access.require_viewer(request)
+
+    async def _task(self, request: web.Request) -> web.Response:
+        self._require_device(request)
         coordinator = self._coordinator
         task = coordinator.task
         return _cbor(
@@ -113,6 +136,7 @@ class Server:
         )
 
     async def _model(self, request: web.Request) -> web.Response:
+        self._require_device(request)
         digest = parse_digest(request.match_info["digest"])
         base = request.query.get("from")
         if base is not None:
@@ -129,23 +153,40 @@ class Server:
             self._coordinator.count_download(digest, len(data))
         return response
 
+    async def _certify(self, request: web.Request) -> web.Response:
+        device = request.match_info["device"]
+        if self._access is None:
+            raise ProtocolError("this aggregator has no identity", status=404)
+        if not Pattern(NAME).allows(device):
+            raise ProtocolError("this is no name of a device", status=422)
+        body = await self._body(request, MAX_ENROLMENT_BYTES)
+        enrolment = codec.decode(Enrolment, body, max_bytes=MAX_ENROLMENT_BYTES)
+        certificate = await self._access.certify(request, device, enrolment)
+        renewed = "enrolled" if enrolment.token is not None else "has a new certificate"
+        _log.info("%s %s", device, renewed)
+        return _cbor(certificate, HTTPStatus.CREATED)
+
     async def _check_in(self, request: web.Request) -> web.Response:
+        self._require_device(request)  # before its body is read
         body = await self._body(request, MAX_CHECK_IN_BYTES)
         check_in = codec.decode(CheckIn, body, max_bytes=MAX_CHECK_IN_BYTES)
+        self._require_device(request, check_in.device)
         return _cbor(await self.check_ins.answer(check_in))
 
     async def _update(self, request: web.Request) -> web.Response:
-        number = request.match_info["round"]
+        number, device = request.match_info["round"], request.match_info["device"]
+        self._require_device(request, device)
         # SQLite counts in 63 bits; a longer number can be no round.
         if not number.isascii() or not number.isdecimal() or len(number) > 18:
             raise ProtocolError("this is no number of a round", status=404)
         limits = self._coordinator.task.limits
         body = await self._body(request, limits.update_bytes)
-        receipt = await self._coordinator.submit(int(number), request.match_info["device"], body)
+        receipt = await self._coordinator.submit(int(number), device, body)
         status = HTTPStatus.OK if receipt.duplicate else HTTPStatus.CREATED
         return _cbor(receipt, status)
 
-    async def _status(self, _request: web.Request) -> web.Response:
+    async def _status(self, request: web.Request) -> web.Response:
+        self._require_viewer(request)
         held = {"held_checkins": self.check_ins.held, "version": VERSION}
 
         def page() -> bytes:
@@ -165,7 +206,8 @@ class Server:
             return web.Response(status=HTTPStatus.SERVICE_UNAVAILABLE, text=clean(trouble))
         return web.Response(text="ok")
 
-    async def _metrics(self, _request: web.Request) -> web.Response:
+    async def _metrics(self, request: web.Request) -> web.Response:
+        self._require_viewer(request)
         page = metrics.render(self._coordinator, self.check_ins, self._traffic)
         return web.Response(body=page.encode(), headers={"Content-Type": metrics.CONTENT_TYPE})
 

@@ -204,7 +204,7 @@ def _agent_help() -> str:
 
 
 def _agent(options: argparse.Namespace) -> int:
-    from fedlearn.agent.connection import check_ca
+    from fedlearn.agent.trust import check_ca
 
     config = load_config(options.config)
     check_ca(config.aggregator.ca)
@@ -239,6 +239,7 @@ def _meaning(config: Config) -> str:
     lines = [
         f"device      {config.device.name}, joins task {aggregator.task}",
         f"aggregator  {aggregator.url or f'found by mDNS on {where}'}, {' or '.join(trust)}",
+        f"identity    {_identity(config)}",
         f"data        {shown}",
         f"training    {_cost(config.training)}",
         f"policy      {_limits(config.policy)}",
@@ -246,6 +247,16 @@ def _meaning(config: Config) -> str:
         f"status      {config.device.runtime_dir}/status.json",
     ]
     return "\n".join(lines)
+
+
+def _identity(config: Config) -> str:
+    from fedlearn.agent.identity import Identity
+
+    certificate = Identity(config.device.state_dir, config.device.name).certificate
+    if certificate.exists():
+        return f"the certificate {certificate}"
+    token = config.aggregator.token
+    return f"enrols with the token in {token}" if token else "none: aggregator.token is not set"
 
 
 def _cost(training: TrainingConfig) -> str:

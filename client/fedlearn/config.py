@@ -17,11 +17,12 @@ from typing import Annotated, Any, get_args, get_origin, get_type_hints
 
 from fedlearn.agent.endpoint import parse_url
 from fedlearn.errors import ConfigError, DatasetError
-from fedlearn.wire.messages import NAME, Pattern, Range
+from fedlearn.wire.messages import NAME, TOKEN, Pattern, Range
 
 DEFAULT_PATH = Path("/etc/fedlearn/fedlearn.toml")
 # Far more than every key with a long value; a larger file is not a configuration.
 MAX_CONFIG_BYTES = 64 * 1024
+MAX_TOKEN_BYTES = 1024
 
 
 def host_name() -> str:
@@ -49,10 +50,28 @@ class AggregatorConfig:
     task: Annotated[str, "name of the task to join", Pattern(NAME)]
     url: Annotated[str, "https://host:port of the aggregator; empty: found on the LAN by mDNS"] = ""
     ca: Annotated[Path | None, "PEM file of the CA that certifies the aggregator"] = None
+    token: Annotated[
+        Path | None, "file with the one-time token with which this device enrols at the aggregator"
+    ] = None
     insecure: Annotated[bool, "allow plain http, to loopback addresses only"] = False
     interfaces: Annotated[
         tuple[str, ...], "network interfaces (names or IPv4 addresses) for mDNS; empty: all"
     ] = ()
+
+    def read_token(self) -> str:
+        """Return the token. Raises ConfigError when there is none."""
+        hint = "fedlearn-aggregator tokens makes one; name its file as aggregator.token"
+        if self.token is None:
+            raise ConfigError("this device is not enrolled, and has no token", hint=hint)
+        try:
+            with self.token.open("rb") as stream:
+                token = stream.read(MAX_TOKEN_BYTES).decode("ascii").strip()
+        except (OSError, UnicodeDecodeError) as error:
+            reason = getattr(error, "strerror", None) or "it is no token"
+            raise ConfigError(f"cannot use {self.token}: {reason}", hint=hint) from error
+        if not TOKEN.allows(token):
+            raise ConfigError(f"{self.token} holds no token", hint=hint)
+        return token
 
 
 @dataclass(frozen=True, slots=True)

@@ -32,18 +32,20 @@ def storage_errors(action: str, path: Path) -> Iterator[None]:
         raise StorageError(f"cannot {action} {path}: {error.strerror}", hint=hint) from error
 
 
-def write_durably(path: Path, data: bytes) -> None:
+def write_durably(path: Path, data: bytes, *, mode: int = 0o666) -> None:
     """Replace the file: after a power cut it is the old one or the new one, never a mixture.
 
-    Raises StorageError when it cannot be written, or when something other than a file has its name:
-    a device or a pipe would be replaced, not written to.
+    `mode` is the file's, less the umask. Raises StorageError when it cannot be written, or when
+    something other than a file has its name: a device or a pipe would be replaced, not written to.
     """
     if path.exists() and not path.is_file():
         raise StorageError(f"{path} is no regular file", hint="choose another name")
     temporary = path.with_name(f".{path.name}.tmp")
     with storage_errors("write", path):
         try:
-            with temporary.open("wb") as stream:
+            temporary.unlink(missing_ok=True)  # it might have another mode
+            flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
+            with open(os.open(temporary, flags, mode), "wb") as stream:  # noqa: PTH123
                 stream.write(data)
                 stream.flush()
                 os.fsync(stream.fileno())

@@ -73,6 +73,10 @@ class NetworkError(FedlearnError):
     exit_code = ExitCode.UNAVAILABLE
 
 
+class UnrecognisedError(NetworkError):
+    """The aggregator does not take this device for one of its own, or no longer."""
+
+
 class StorageError(FedlearnError):
     """The state on disk cannot be read or written."""
 

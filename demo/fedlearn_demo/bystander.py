@@ -9,25 +9,41 @@ from __future__ import annotations
 
 import http.client
 import select
-from urllib.parse import urlsplit
+from contextlib import closing
+from pathlib import Path
 
+from fedlearn.agent.connection import Connection
+from fedlearn.agent.endpoint import parse_url
+from fedlearn.agent.identity import Identity
+from fedlearn.agent.stop import StopSignal
+from fedlearn.agent.transport import enrol
+from fedlearn.agent.trust import Trust
 from fedlearn.errors import NetworkError, ProtocolError
 from fedlearn.wire import codec
-from fedlearn.wire.messages import CheckIn, TrainOrder, Wait
+from fedlearn.wire.messages import CheckIn, Enrolment, TrainOrder, Wait
+from fedlearn_demo.link import connection
 
-_TIMEOUT_S = 10.0
+NAME = "bystander"
 _MAX_BYTES = 64 * 1024
+
+
+def enrolled(url: str, ca: Path, token: str, folder: Path) -> Trust:
+    """Enrol the bystander as any device does, with its key in `folder`; return its trust."""
+    folder.mkdir(exist_ok=True)
+    identity = Identity(folder, NAME)
+    enrolment = Enrolment(identity.request(), token)
+    link = Connection(parse_url(url, insecure=False), Trust(ca), StopSignal())
+    with closing(link):
+        identity.take(enrol(link, NAME, enrolment))
+    return Trust(ca, identity)
 
 
 class Bystander:
     """Checks in at the aggregator of `task`; used as a context manager, which ends the request."""
 
-    def __init__(self, url: str, task: str) -> None:
-        address = urlsplit(url)
-        self._check_in = codec.encode(CheckIn(task, "bystander"))
-        self._connection = http.client.HTTPConnection(
-            str(address.hostname), address.port, timeout=_TIMEOUT_S
-        )
+    def __init__(self, url: str, task: str, trust: Trust) -> None:
+        self._check_in = codec.encode(CheckIn(task, NAME))
+        self._connection = connection(url, trust)
         self._asked = False
         self._seated = False
 

@@ -7,19 +7,19 @@ import http.client
 import json
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
+from fedlearn.agent.trust import Trust
 from fedlearn.errors import FedlearnError, NetworkError
+from fedlearn_demo.link import connection
 from fedlearn_demo.rounds import Round
-
-_TIMEOUT_S = 10.0
 
 
 class Feed:
     """Finds the aggregator by the file that `serve` leaves in its data directory."""
 
-    def __init__(self, data_dir: Path) -> None:
+    def __init__(self, data_dir: Path, trust: Trust) -> None:
         self._announcement = data_dir / "serve.json"
+        self._trust = trust
         self._rounds: dict[int, Round] = {}
         self._connection: http.client.HTTPConnection | None = None
         self.url = ""
@@ -31,10 +31,7 @@ class Feed:
             self.url = json.loads(self._announcement.read_bytes())["url"]
         except FileNotFoundError:
             return False
-        address = urlsplit(self.url)
-        self._connection = http.client.HTTPConnection(
-            str(address.hostname), address.port, timeout=_TIMEOUT_S
-        )
+        self._connection = connection(self.url, self._trust)
         self.poll()
         return True
 

@@ -38,7 +38,8 @@ runtime_dir = "run"
 
 [aggregator]
 task = {task}
-insecure = true # loopback only
+ca = {ca}
+token = "token"
 interfaces = ["{loopback}"]
 
 [data]
@@ -72,6 +73,7 @@ class Fleet:
         self._nursery = nursery
         # Two demos on one machine share its loopback: neither may take the other's devices.
         self.task = f"digits-{secrets.token_hex(3)}"
+        self.spare_token = ""
         self._shards: dict[str, int] = {}
 
     def prepare(self) -> None:
@@ -91,6 +93,7 @@ class Fleet:
             toml = _DEVICE_TOML.format(
                 name=json.dumps(name),
                 task=json.dumps(self.task),
+                ca=json.dumps(str(workspace.ca)),
                 loopback=LOOPBACK,
                 linger_s=LINGER_S,
             )
@@ -107,13 +110,24 @@ class Fleet:
             *("--rounds", "0", "--round-interval-s", "0"),
             *("--epochs", str(settings.epochs), "--batch-size", str(settings.batch_size)),
             *("--learning-rate", str(settings.learning_rate), "--seed", str(settings.seed)),
+            *("--tokens", "0"),
         )
+        # One more for the participant by which the devices' idling is measured.
+        tokens = self.make_tokens(settings.devices + 1)
+        for name in self._shards:
+            (workspace.device(name) / "token").write_text(tokens.pop())
+        self.spare_token = tokens.pop()
+
+    def make_tokens(self, count: int) -> list[str]:
+        """One-time tokens to enrol with."""
+        shown = self._aggregator_command("tokens", "--count", str(count), "--json")
+        return [each["token"] for each in json.loads(shown)]
 
     def start_aggregator(self) -> None:
         """Start the aggregator on a free port."""
         command = self._aggregator(
             "serve",
-            *("--host", LOOPBACK, "--port", "0", "--interface", LOOPBACK, "--insecure"),
+            *("--host", LOOPBACK, "--port", "0", "--interface", LOOPBACK),
             *("--evaluate", str(self._workspace.test_data)),
         )
         self._nursery.start("the aggregator", command, self._workspace.log("aggregator"))
@@ -141,7 +155,7 @@ class Fleet:
         module = [sys.executable, "-m", "fedlearn_aggregator", command]
         return [*module, "--data-dir", str(self._workspace.aggregator), *rest]
 
-    def _aggregator_command(self, *arguments: str) -> None:
+    def _aggregator_command(self, *arguments: str) -> str:
         done = subprocess.run(
             self._aggregator(*arguments), capture_output=True, text=True, check=False
         )
@@ -149,3 +163,4 @@ class Fleet:
             raise FedlearnError(
                 f"fedlearn-aggregator {arguments[0]} failed: {done.stderr.strip()[-500:]}"
             )
+        return done.stdout

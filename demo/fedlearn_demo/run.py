@@ -9,8 +9,9 @@ from contextlib import closing, suppress
 from pathlib import Path
 
 from fedlearn.agent.machine import State
+from fedlearn.agent.trust import Trust
 from fedlearn.errors import FedlearnError
-from fedlearn_demo.bystander import Bystander
+from fedlearn_demo.bystander import NAME, Bystander, enrolled
 from fedlearn_demo.display import Display
 from fedlearn_demo.feed import Feed
 from fedlearn_demo.fleet import DEADLINE_S, LINGER_S, Device, Fleet
@@ -41,14 +42,15 @@ def run(settings: Settings, out: Path, display: Display) -> Report:
             fleet.prepare()
             began = time.monotonic()
             fleet.start_aggregator()
-            feed = Feed(workspace.aggregator)
+            feed = Feed(workspace.aggregator, Trust(workspace.ca))
             stage.wait(feed.connect, "the aggregator does not start")
             display.say(f"aggregator at {feed.url}, task {fleet.task}; starting the devices")
             stage.devices = fleet.start_devices()
             stage.follow(feed, settings.rounds)
             fleet.export()
             stage.doing = f"measuring the idle devices ({LINGER_S + MEASURE_S:.0f} s)"
-            with closing(Bystander(feed.url, fleet.task)) as bystander:
+            trust = enrolled(feed.url, workspace.ca, fleet.spare_token, workspace.device(NAME))
+            with closing(Bystander(feed.url, fleet.task, trust)) as bystander:
                 stage.wait(bystander.seated, "no round has a free seat")
                 stage.wait(stage.waiting, "the devices do not come to rest")
                 idle = measure_idle([device.meter for device in stage.devices], stage.pause)

@@ -27,6 +27,11 @@ class Workspace:
         return self.root / "aggregator"
 
     @property
+    def ca(self) -> Path:
+        """The CA that certifies the aggregator and its devices."""
+        return self.aggregator / "identity" / "ca.pem"
+
+    @property
     def test_data(self) -> Path:
         """The test digits, for the aggregator and the last check."""
         return self.root / "test.npz"

@@ -13,10 +13,12 @@ from typing import Self
 
 from fedlearn.errors import FedlearnError
 from fedlearn_aggregator.report import TaskReport, read
-from fedlearn_qemu import authority, tools
+from fedlearn_qemu import tools
 from fedlearn_qemu.lan import Network
 
 PORT = 8470
+# More than one machine can emulate.
+_DEVICES = 1000
 _START_S = 30.0
 _STOP_S = 10.0
 
@@ -65,16 +67,18 @@ class Aggregator:
         self._data = folder / "aggregator"
         self._log = folder / "aggregator.log"
         self._network = network
-        self.authority = authority.make(folder, network.address)
         self._process: subprocess.Popen[bytes] | None = None
-        self._command("init", *task.options)
+        self._command("init", *task.options, "--server-name", network.address, "--tokens", "0")
+        # One for all cards of the run: they are throw-away devices.
+        token = self._command("tokens", "--uses", str(_DEVICES))
+        self.token = folder / "token"
+        self.token.write_text(token, "ascii")
+        self.ca = self._data / "identity" / "ca.pem"
 
     def __enter__(self) -> Self:
         host = self._network.host
         words = [*("--host", host, "--port", str(PORT))]
         words += ["--interface", host] if self._network.multicast else ["--no-mdns"]
-        words += ["--certificate", str(self.authority.certificate)]
-        words += ["--key", str(self.authority.key)]
         if self._task.test_data is not None:
             words += ["--evaluate", str(self._task.test_data)]
         serving = self._data / "serve.json"
@@ -125,5 +129,5 @@ class Aggregator:
         module = [sys.executable, "-m", "fedlearn_aggregator", command]
         return [*module, "--data-dir", str(self._data)]
 
-    def _command(self, command: str, *words: str) -> None:
-        tools.call([*self._program(command), *words])
+    def _command(self, command: str, *words: str) -> str:
+        return tools.call([*self._program(command), *words])

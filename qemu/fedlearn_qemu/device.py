@@ -27,6 +27,7 @@ name = {name}
 [aggregator]
 task = {task}
 ca = "/etc/fedlearn/ca.pem"
+token = "/etc/fedlearn/token"
 url = {url}
 
 [data]
@@ -44,6 +45,7 @@ class Setup:
     image: Image
     task: str
     ca: Path
+    token: Path
     url: str = ""
     memory_mb: int = MEMORY_MB
     cores: int = 1
@@ -78,7 +80,7 @@ def prepare(
     )
     toml.write_text(text + setup.more, "utf-8")
     disk = folder / "disk.img"
-    boot = {"fedlearn.toml": toml, "ca.pem": setup.ca}
+    boot = {"fedlearn.toml": toml, "ca.pem": setup.ca, "token": setup.token}
     card.write(setup.image, disk, boot, {Path(DATA).name: data, **(more or {})})
     return disk
 

@@ -80,7 +80,8 @@ def run(settings: Settings, image: Image, out: Path, say: Say) -> Report:
         setup = device.Setup(
             image,
             task.name,
-            aggregator.authority.ca,
+            aggregator.ca,
+            aggregator.token,
             url,
             memory_mb=settings.memory_mb,
             cores=settings.cores,

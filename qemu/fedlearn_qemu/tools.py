@@ -28,12 +28,11 @@ PACKAGES = {
     "setpriv": "util-linux",
     "unshare": "util-linux",
     "newuidmap": "uidmap",
-    "openssl": "openssl",
 }
 _SBIN = ("/usr/local/sbin", "/usr/sbin", "/sbin")
 _MOST_WORDS = 600
 
-BOOT = ("qemu-system-aarch64", "mcopy", "debugfs", "sfdisk", "openssl", "setpriv")
+BOOT = ("qemu-system-aarch64", "mcopy", "debugfs", "sfdisk", "setpriv")
 BUILD = ("mmdebstrap", "mkfs.vfat", "mke2fs", "depmod", "sfdisk")
 LAN = ("ip", "nsenter", "unshare")
 # To be root of a user namespace.

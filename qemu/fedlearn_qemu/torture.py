@@ -84,7 +84,8 @@ class Victim:
         self._folder, self._seed, self._cuts = folder, seed, 0
         task = Task("torture", model, 1, deadline_s=_DEADLINE_S, interval_s=_INTERVAL_S)
         self._aggregator = Aggregator(task, folder, network)
-        setup = device.Setup(image, task.name, self._aggregator.authority.ca, cores=2)
+        source = self._aggregator
+        setup = device.Setup(image, task.name, source.ca, source.token, cores=2)
         disk = device.prepare(setup, "victim", folder / "device", data, {MODEL: model})
         self._cache = WriteCache(disk)
         self.machine = device.machine(setup, self._cache.drive, folder / "device", network)

@@ -79,7 +79,7 @@ def switched_on(image: Image, task: Task, samples: int, folder: Path) -> Iterato
     with ExitStack() as stack:
         network = stack.enter_context(lan.Lan())
         aggregator = stack.enter_context(Aggregator(task, folder, network))
-        setup = device.Setup(image, task.name, aggregator.authority.ca, cores=2)
+        setup = device.Setup(image, task.name, aggregator.ca, aggregator.token, cores=2)
         more = {"digits.tflite": MODEL_PATH}
         disk = device.prepare(setup, "board", folder / "device", data, more)
         drive = device.raw_drive(disk)

@@ -19,6 +19,7 @@ from fedlearn.agent.allowance import after_death, kind_of
 from fedlearn.agent.connection import Connection
 from fedlearn.agent.download import download_model
 from fedlearn.agent.endpoint import Endpoint
+from fedlearn.agent.identity import Identity
 from fedlearn.agent.machine import INITIAL, Backoff, Event, State, next_state
 from fedlearn.agent.permission import Forbidden, Permission
 from fedlearn.agent.search import SEARCHER
@@ -26,7 +27,15 @@ from fedlearn.agent.state import Memory, StateDirectory
 from fedlearn.agent.status import Status, headline, judged, process_age_s, rss_bytes, write_status
 from fedlearn.agent.stop import Stopped, StopSignal
 from fedlearn.agent.trainer_process import WORKER, TrainerProcess
-from fedlearn.agent.transport import Delivery, RefusedError, check_in, confirm_task, send_update
+from fedlearn.agent.transport import (
+    Delivery,
+    RefusedError,
+    check_in,
+    confirm_task,
+    enrol,
+    send_update,
+)
+from fedlearn.agent.trust import Trust
 from fedlearn.config import Config
 from fedlearn.durable import storage_errors
 from fedlearn.errors import (
@@ -36,11 +45,12 @@ from fedlearn.errors import (
     StorageError,
     TrainerError,
     TrainerMemoryError,
+    UnrecognisedError,
 )
 from fedlearn.jobs import Done, PatchJob, TrainJob
 from fedlearn.notify import Notifier
 from fedlearn.text import clean
-from fedlearn.wire.messages import CheckIn, TrainingFailure, TrainOrder
+from fedlearn.wire.messages import CheckIn, Enrolment, TrainingFailure, TrainOrder
 
 # Whatever the aggregator asks for: not in a hot loop, and not for ever.
 MIN_WAIT_S, MAX_WAIT_S = 0.05, 3600.0
@@ -49,6 +59,8 @@ MIN_WAIT_S, MAX_WAIT_S = 0.05, 3600.0
 FIRST_DELAY_S, MAX_DELAY_S = 1.0, 300.0
 # To give a seat back is a courtesy: the round's deadline would free it, too.
 GIVE_BACK_TIMEOUT_S = 5.0
+# There are months for it.
+RENEW_AGAIN_S = 3600.0
 PROGRESS_INTERVAL_S = 1.0
 
 logger = logging.getLogger(__name__)
@@ -81,6 +93,13 @@ class Agent:
         self._trainer = TrainerProcess(config.training, stop, worker, root)
         self._permission = Permission(config.policy, config.training.threads, root)
         self._notifier = notifier or Notifier()
+        self._identity = Identity(config.device.state_dir, config.device.name)
+        self._trust = Trust(config.aggregator.ca, self._identity)
+        self._certified = self._identity.certified()
+        if self._certified is not None:
+            self._trust.clock.learn(self._certified.issued)
+        self._unrecognised = False  # the aggregator takes no certificate that this device has
+        self._renew_after = 0.0  # monotonic seconds; a renewal that failed is no reason to rest
         self._connection: Connection | None = None
         self._confirmed: Endpoint | None = None  # it has proved to be of this task
         # Two of a kind: a success on the network says nothing about the trainer.
@@ -100,10 +119,12 @@ class Agent:
             device=config.device.name,
             task=config.aggregator.task,
             started=time.time(),
+            certificate_expires=self._certified.expires if self._certified else 0.0,
         )
         self._pending = self._load_pending()
         self._steps = {
             State.DISCOVERING: self._discover,
+            State.ENROLLING: self._enrol,
             State.CHECKING_IN: self._check_in,
             State.WAITING: self._wait,
             State.DOWNLOADING: self._download,
@@ -164,6 +185,7 @@ class Agent:
         except (NetworkError, ProtocolError) as error:
             self._note(error, self._network)
             self._confirmed = None
+            self._unrecognised = isinstance(error, UnrecognisedError)
             self._aggregators.failed(self._connected().endpoint)
             return Event.UNREACHABLE
         except FedlearnError as error:
@@ -182,10 +204,43 @@ class Agent:
         if self._aggregators.is_new(endpoint):
             self._network.reset()
         self._publish(aggregator=str(endpoint))
+        if endpoint.tls and self._must_enrol():
+            return Event.FOUND_UNENROLLED
         return Event.FOUND_WITH_UPDATE if self._pending else Event.FOUND
+
+    def _must_enrol(self) -> bool:
+        """Whether there is no certificate, or none that counts while a token may bring another."""
+        has_token = self._config.aggregator.token is not None
+        return self._certified is None or (self._unrecognised and has_token)
+
+    def _enrol(self) -> Event:
+        config, renews = self._config, not self._must_enrol()
+        # Whatever comes of it, the next try is with the certificate, if there is one: its owner may
+        # have let the device in again.
+        self._unrecognised = False
+        self._renew_after = time.monotonic() + RENEW_AGAIN_S
+        token = None if renews else config.aggregator.read_token()
+        enrolment = Enrolment(self._identity.request(), token)
+        # An old certificate would be refused before the token is seen.
+        trust = self._trust if renews else replace(self._trust, identity=None)
+        with contextlib.closing(Connection(self._connected().endpoint, trust, self._stop)) as link:
+            try:
+                issued = enrol(link, config.device.name, enrolment)
+            except UnrecognisedError as error:  # it speaks of the token
+                raise NetworkError(error.message, hint=error.hint) from error
+        certified = self._identity.take(issued)
+        self._certified = certified
+        self._trust.clock.learn(certified.issued)
+        self._publish(certificate_expires=certified.expires)
+        self._connected().close()  # it opens again with the new certificate
+        self._network.reset()
+        logger.info("%s", "the certificate is renewed" if renews else "enrolled")
+        return Event.ENROLLED
 
     def _check_in(self) -> Event:
         config = self._config
+        if self._renewal_is_due():
+            return Event.RENEWAL_DUE
         self._permission.demand()  # a device that may not train takes no seat
         self._show_policy()
         config.data.check()
@@ -414,7 +469,15 @@ class Agent:
             if self._connection.endpoint == endpoint:
                 return
             self._connection.close()
-        self._connection = Connection(endpoint, self._config.aggregator.ca, self._stop)
+        self._connection = Connection(endpoint, self._trust, self._stop)
+
+    def _renewal_is_due(self) -> bool:
+        return (
+            self._connected().endpoint.tls
+            and self._certified is not None
+            and self._trust.clock.now() >= self._certified.renew_from
+            and time.monotonic() >= self._renew_after
+        )
 
     def _note_answer(self) -> None:
         """The aggregator gave a proper answer: it is the one to remember."""

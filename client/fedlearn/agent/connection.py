@@ -18,17 +18,29 @@ import ssl
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, TypeVar
 
 from fedlearn.agent.endpoint import Endpoint, refuse_plaintext_beyond_loopback
 from fedlearn.agent.stop import StopSignal
-from fedlearn.errors import ConfigError, NetworkError, ProtocolError
+from fedlearn.agent.trust import Trust
+from fedlearn.errors import NetworkError, ProtocolError, UnrecognisedError
 from fedlearn.text import clean
 from fedlearn.version import VERSION
 
 CONNECT_TIMEOUT_S = 5.0  # the aggregator is on the LAN: a round trip takes milliseconds
 CHUNK_BYTES = 64 * 1024
+
+# What OpenSSL calls the alerts by which a server refuses a client's certificate (RFC 8446, 6.2).
+_ALERTS = (
+    "ALERT_BAD_CERTIFICATE",
+    "ALERT_UNSUPPORTED_CERTIFICATE",
+    "ALERT_CERTIFICATE_REVOKED",
+    "ALERT_CERTIFICATE_EXPIRED",
+    "ALERT_CERTIFICATE_UNKNOWN",
+    "ALERT_UNKNOWN_CA",
+    "ALERT_ACCESS_DENIED",
+    "ALERT_CERTIFICATE_REQUIRED",
+)
 
 T = TypeVar("T")
 
@@ -41,39 +53,12 @@ class Reply:
     body: bytes
 
 
-def tls_context(endpoint: Endpoint, ca: Path | None) -> ssl.SSLContext | None:
-    """Trust `ca` alone, or the system's CAs when there is none; None for plain http."""
-    if not endpoint.tls:
-        return None
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-    context.minimum_version = ssl.TLSVersion.TLSv1_3
-    context.check_hostname = endpoint.named
-    if ca is None:
-        context.load_default_certs()
-    else:
-        check_ca(ca, context)
-    return context
-
-
-def check_ca(ca: Path | None, context: ssl.SSLContext | None = None) -> None:
-    """Load the CA file into the context, or just see whether it can be; raise `ConfigError`."""
-    if ca is None:
-        return
-    try:
-        (context or ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)).load_verify_locations(ca)
-    except OSError as error:  # an ssl.SSLError is one, too
-        raise ConfigError(
-            f"cannot use aggregator.ca {ca}: {error.strerror or error}",
-            hint="it must be a PEM file with the CA's certificate",
-        ) from error
-
-
 class Connection:
     """Requests to one endpoint, one at a time."""
 
-    def __init__(self, endpoint: Endpoint, ca: Path | None, stop: StopSignal) -> None:
+    def __init__(self, endpoint: Endpoint, trust: Trust, stop: StopSignal) -> None:
         self.endpoint = endpoint
-        self._http = _Http(endpoint, tls_context(endpoint, ca), stop)
+        self._http = _Http(endpoint, trust, stop)
 
     def close(self) -> None:
         """Close the connection; the next request opens it again."""
@@ -152,14 +137,11 @@ class _Http(http.client.HTTPConnection):
 
     sock: _PatientSocket | None
 
-    def __init__(
-        self, endpoint: Endpoint, context: ssl.SSLContext | None, stop: StopSignal
-    ) -> None:
+    def __init__(self, endpoint: Endpoint, trust: Trust, stop: StopSignal) -> None:
         super().__init__(endpoint.host, endpoint.port)
-        self._context = context
+        self._endpoint = endpoint
+        self._trust = trust
         self._stop = stop
-        if context is not None:
-            context.sslsocket_class = _TlsSocket
 
     def be_patient(self, timeout_s: float) -> None:
         """Connect, if need be, and wait so long for the peer from now on."""
@@ -170,14 +152,16 @@ class _Http(http.client.HTTPConnection):
 
     def connect(self) -> None:
         """Connect to the first address that answers, and do the TLS handshake."""
+        # Anew each time: the clock may have been set, the certificate renewed.
+        context = self._trust.context(self._endpoint)
         # As bytes: for text the interpreter loads its IDNA tables, a megabyte that no LAN needs.
         host = self.host.encode("ascii") if self.host.isascii() else self.host
         found = socket.getaddrinfo(host, self.port, type=socket.SOCK_STREAM)
         for at, (family, kind, protocol, _, address) in enumerate(found):
-            if self._context is None:
+            if context is None:
                 refuse_plaintext_beyond_loopback(str(address[0]))
             try:
-                self._connect(_PatientSocket(family, kind, protocol), address)
+                self._connect(_PatientSocket(family, kind, protocol), address, context)
                 return
             except OSError:
                 self.close()
@@ -187,20 +171,31 @@ class _Http(http.client.HTTPConnection):
                 self.close()  # half a connection must not be taken for one
                 raise
 
-    def _connect(self, plain: _PatientSocket, address: object) -> None:
+    def _connect(
+        self, plain: _PatientSocket, address: object, context: ssl.SSLContext | None
+    ) -> None:
         self.sock = plain
         plain.stop = self._stop
         plain.setblocking(False)
         plain.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         plain.connect(address)
-        if self._context is not None:
-            secured = self._context.wrap_socket(
+        if context is not None:
+            context.sslsocket_class = _TlsSocket
+            secured = context.wrap_socket(
                 plain, server_hostname=self.host, do_handshake_on_connect=False
             )
             assert isinstance(secured, _TlsSocket)  # the context's sslsocket_class
             self.sock = secured
             secured.stop = self._stop
             secured.do_handshake()
+            self._trust.check_dates(secured)
+
+    def getresponse(self) -> http.client.HTTPResponse:
+        """The next answer; one that can be believed tells the time, too."""
+        response = super().getresponse()
+        if self._endpoint.tls:
+            self._trust.clock.hear(response.getheader("Date"))
+        return response
 
 
 class _PatientSocket(socket.socket):
@@ -272,18 +267,8 @@ def read_body(response: http.client.HTTPResponse, max_bytes: int, timeout_s: flo
 
 
 def _network_error(endpoint: Endpoint, error: OSError) -> NetworkError:
-    if isinstance(error, ssl.SSLCertVerificationError):
-        hint = "aggregator.ca must be the CA of this aggregator, and the clock must be right"
-        if "mismatch" in error.verify_message:
-            hint = "aggregator.url must have a host that the certificate names"
-        return NetworkError(
-            f"{endpoint} cannot prove who it is: {clean(error.verify_message)}", hint=hint
-        )
     if isinstance(error, ssl.SSLError):
-        return NetworkError(
-            f"no TLS with {endpoint}: {clean(error.reason or error)}",
-            hint="the aggregator must speak TLS 1.3",
-        )
+        return _tls_error(endpoint, error)
     if isinstance(error, socket.gaierror):
         return NetworkError(
             f"{endpoint.host} has no address: {error.strerror}", hint="check aggregator.url"
@@ -293,3 +278,22 @@ def _network_error(endpoint: Endpoint, error: OSError) -> NetworkError:
     if isinstance(error, ConnectionRefusedError):
         return NetworkError(f"nothing listens at {endpoint}", hint="is the aggregator running?")
     return NetworkError(f"the connection to {endpoint} broke: {error.strerror or 'closed'}")
+
+
+def _tls_error(endpoint: Endpoint, error: ssl.SSLError) -> NetworkError:
+    if isinstance(error, ssl.SSLCertVerificationError):
+        hint = "aggregator.ca must be the CA of this aggregator, and the clock must be right"
+        if "mismatch" in error.verify_message:
+            hint = "aggregator.url must have a host that the certificate names"
+        return NetworkError(
+            f"{endpoint} cannot prove who it is: {clean(error.verify_message)}", hint=hint
+        )
+    if any(alert in str(error.reason) for alert in _ALERTS):
+        return UnrecognisedError(
+            f"{endpoint} does not take this device's certificate: {clean(error.reason)}",
+            hint="enrol with a new token",
+        )
+    return NetworkError(
+        f"no TLS with {endpoint}: {clean(error.reason or error)}",
+        hint="the aggregator must speak TLS 1.3",
+    )

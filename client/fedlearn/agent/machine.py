@@ -15,6 +15,7 @@ class State(Enum):
     """What the agent does now; the value is the name that people see."""
 
     DISCOVERING = "discovering"  # look for an aggregator of the task
+    ENROLLING = "enrolling"  # get a certificate from the aggregator, or the next one
     CHECKING_IN = "checking_in"  # ask the aggregator for work (long poll)
     WAITING = (
         "waiting"  # there is none for as long as the aggregator says, or the policy forbids it
@@ -32,7 +33,10 @@ class Event(Enum):
 
     FOUND = "found"
     FOUND_WITH_UPDATE = "found, an update is unsent"
+    FOUND_UNENROLLED = "found, not enrolled there"
     NOT_FOUND = "not found"
+    ENROLLED = "enrolled"
+    RENEWAL_DUE = "certificate ends soon"
     ORDERED = "told to train"
     TOLD_TO_WAIT = "told to wait"
     NOT_NOW = "policy forbids"
@@ -52,7 +56,12 @@ _S, _E = State, Event
 TRANSITIONS: dict[tuple[State, Event], State] = {
     (_S.DISCOVERING, _E.FOUND): _S.CHECKING_IN,
     (_S.DISCOVERING, _E.FOUND_WITH_UPDATE): _S.UPLOADING,
+    (_S.DISCOVERING, _E.FOUND_UNENROLLED): _S.ENROLLING,
     (_S.DISCOVERING, _E.NOT_FOUND): _S.BACKING_OFF,
+    (_S.ENROLLING, _E.ENROLLED): _S.DISCOVERING,  # which knows the address by now
+    (_S.ENROLLING, _E.FAILED): _S.BACKING_OFF,
+    (_S.ENROLLING, _E.UNREACHABLE): _S.BACKING_OFF,
+    (_S.CHECKING_IN, _E.RENEWAL_DUE): _S.ENROLLING,
     (_S.CHECKING_IN, _E.ORDERED): _S.DOWNLOADING,
     (_S.CHECKING_IN, _E.TOLD_TO_WAIT): _S.WAITING,
     (_S.CHECKING_IN, _E.NOT_NOW): _S.WAITING,  # before it asks: no seat is taken

@@ -42,6 +42,7 @@ class Status:
     trainer_peak_rss_bytes: int = 0
     agent_rss_bytes: int = 0
     last_error: str = ""
+    certificate_expires: float = 0.0  # Unix seconds
     memory_allowance_kib: int = 0  # since a training was killed for its memory; 0: it was not
     policy: tuple[Check, ...] = ()  # each limit, and what it says now
 
@@ -111,6 +112,7 @@ def describe(status: Status) -> str:
             f"{status.device}, task {status.task}" + (f", pid {status.pid}" if alive else ""),
         ),
         ("aggregator", status.aggregator or "none found"),
+        ("certificate", _until(status.certificate_expires)),
         ("round", f"{status.round}, model {status.model[:12]}" if status.model else "none yet"),
         ("trained", f"{status.rounds_trained} rounds acknowledged"),
         ("quality", _quality(status)),
@@ -130,6 +132,10 @@ def describe(status: Status) -> str:
         ("last error", status.last_error or "none"),
     ]
     return "\n".join(f"{name:<11} {clean(text)}" for name, text in lines)
+
+
+def _until(expires: float) -> str:
+    return f"until {time.strftime('%Y-%m-%d', time.localtime(expires))}" if expires else "none"
 
 
 def _told(check: Check) -> str:

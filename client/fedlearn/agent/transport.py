@@ -8,10 +8,19 @@ from http import HTTPStatus
 from typing import NoReturn
 
 from fedlearn.agent.connection import Connection
-from fedlearn.errors import NetworkError, ProtocolError
+from fedlearn.errors import NetworkError, ProtocolError, UnrecognisedError
 from fedlearn.text import clean
 from fedlearn.wire import codec
-from fedlearn.wire.messages import CheckIn, Receipt, Refusal, TaskDescriptor, TrainOrder, Wait
+from fedlearn.wire.messages import (
+    Certificate,
+    CheckIn,
+    Enrolment,
+    Receipt,
+    Refusal,
+    TaskDescriptor,
+    TrainOrder,
+    Wait,
+)
 
 REPLY_TIMEOUT_S = 30.0
 # The aggregator holds a check-in for 25 s; the rest is for a network with hiccups.
@@ -64,6 +73,21 @@ def check_in(
     if reply.status != HTTPStatus.OK:
         refuse(reply.status, reply.body)
     return codec.decode((TrainOrder, Wait), reply.body, max_bytes=MAX_REPLY_BYTES)
+
+
+def enrol(connection: Connection, device: str, enrolment: Enrolment) -> bytes:
+    """Ask for a certificate, or for the next one; return it as PEM."""
+    reply = connection.request(
+        "PUT",
+        f"/v1/devices/{device}/certificate",
+        body=codec.encode(enrolment),
+        headers=_CBOR,
+        timeout_s=REPLY_TIMEOUT_S,
+        max_bytes=MAX_REPLY_BYTES,
+    )
+    if reply.status != HTTPStatus.CREATED:
+        refuse(reply.status, reply.body)
+    return codec.decode(Certificate, reply.body, max_bytes=MAX_REPLY_BYTES).certificate
 
 
 def confirm_task(connection: Connection, task: str) -> None:
@@ -125,9 +149,9 @@ def _judge(error: RefusedError, connection: Connection, task: str) -> Delivery:
 def refuse(status: int, body: bytes) -> NoReturn:
     """Raise what an answer other than success says.
 
-    4xx with a `Refusal` finds fault with the request: `RefusedError`. 5xx passes, and a 4xx without
-    one comes from a proxy or some other server: `NetworkError`. All others are no answers of this
-    protocol: `ProtocolError`.
+    401 does not know this device: `UnrecognisedError`. Another 4xx with a `Refusal` finds fault
+    with the request: `RefusedError`. 5xx passes, and a 4xx without one comes from a proxy or some
+    other server: `NetworkError`. All others are no answers of this protocol: `ProtocolError`.
     """
     try:
         refusal = codec.decode(Refusal, body, max_bytes=MAX_REPLY_BYTES)
@@ -142,6 +166,8 @@ def refuse(status: int, body: bytes) -> NoReturn:
     hint = clean(refusal.hint)
     if status >= HTTPStatus.INTERNAL_SERVER_ERROR:
         raise NetworkError(message, hint=hint)
+    if status == HTTPStatus.UNAUTHORIZED:
+        raise UnrecognisedError(message, hint=hint)
     if status >= HTTPStatus.BAD_REQUEST:
         raise RefusedError(message, status=status, hint=hint)
     raise ProtocolError(message)

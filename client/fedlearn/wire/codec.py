@@ -27,10 +27,12 @@ from fedlearn.errors import ProtocolError
 from fedlearn.wire import strict_cbor
 from fedlearn.wire.messages import (
     PROTOCOL_VERSION,
+    Certificate,
     CheckIn,
     Difference,
     EncodedTensor,
     Encoding,
+    Enrolment,
     Message,
     Pattern,
     Range,
@@ -48,6 +50,8 @@ _Reader = Callable[[object, str], Any]
 
 _KINDS: dict[str, Any] = {
     "task": TaskDescriptor,
+    "enrolment": Enrolment,
+    "certificate": Certificate,
     "checkin": CheckIn,
     "train": TrainOrder,
     "wait": Wait,

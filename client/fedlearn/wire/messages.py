@@ -60,7 +60,14 @@ class Pattern:
 # Part of a URL, a file name and a log line without quoting; 64 as in a host name's label and LDH.
 NAME = r"[A-Za-z0-9._-]{1,64}"
 
+# Of a request for a P-256 key with a name of 64 letters there are some 300, of a certificate 900.
+MAX_REQUEST_BYTES = 2048
+MAX_CERTIFICATE_BYTES = 8192
+
 Name = Annotated[str, Pattern(NAME)]
+# It stands in a file and in a line of text (RFC 3986: unreserved letters).
+TOKEN = Pattern(r"[A-Za-z0-9._~-]{16,128}")
+Token = Annotated[str, TOKEN]
 Digest = Annotated[bytes, Range(32, 32)]  # SHA-256
 Count = Annotated[int, Range(0, 2**63 - 1)]  # fits int64 and SQLite's INTEGER
 Positive = Annotated[int, Range(1, 2**63 - 1)]
@@ -155,6 +162,25 @@ class TaskDescriptor:
     tensors: tuple[TrainableTensor, ...]
     plan: TrainingPlan
     limits: Limits
+
+
+@dataclass(frozen=True, slots=True)
+class Enrolment:
+    """Body of `PUT /v1/devices/{device}/certificate`.
+
+    `request` is a certificate signing request (PKCS #10, RFC 2986) in DER. With a `token` the
+    device is enrolled; without one, over a connection with its certificate, that one is renewed.
+    """
+
+    request: Annotated[bytes, Range(1, MAX_REQUEST_BYTES)]
+    token: Token | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Certificate:
+    """Answer to an enrolment: the device's certificate (X.509) in PEM."""
+
+    certificate: Annotated[bytes, Range(1, MAX_CERTIFICATE_BYTES)]
 
 
 @dataclass(frozen=True, slots=True)
@@ -278,4 +304,15 @@ class Refusal:
     hint: str
 
 
-Message = TaskDescriptor | CheckIn | TrainOrder | Wait | Update | Difference | Receipt | Refusal
+Message = (
+    TaskDescriptor
+    | Enrolment
+    | Certificate
+    | CheckIn
+    | TrainOrder
+    | Wait
+    | Update
+    | Difference
+    | Receipt
+    | Refusal
+)

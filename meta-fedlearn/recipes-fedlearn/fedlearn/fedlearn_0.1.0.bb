@@ -101,10 +101,12 @@ RDEPENDS:${PN} += "\
     python3-tomllib \
     python3-zeroconf \
 "
-RDEPENDS:${PN}-service = "${PN} fedlearn-conf"
+# The device makes its key and its requests for certificates with the openssl command.
+RDEPENDS:${PN}-service = "${PN} fedlearn-conf openssl-bin"
 RDEPENDS:${PN}-aggregator = "\
     ${PN} \
     python3-aiohttp \
+    python3-cryptography \
     python3-multiprocessing \
     python3-sqlite3 \
     python3-statistics \

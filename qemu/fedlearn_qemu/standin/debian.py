@@ -31,6 +31,7 @@ PACKAGES = (
     KERNEL,
     "mount",
     "netbase",
+    "openssl",
     "procps",
     "python3-minimal",
     f"python{PYTHON}",
