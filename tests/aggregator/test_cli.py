@@ -26,7 +26,6 @@ from tests.aggregator.devices import MODEL_PATH, TASK, Device, start_model
 from tests.aggregator.process import COMMAND, init, run, serve
 from tests.aggregator.service import make_task
 from tests.client import networks
-from tests.client.agent.certificates import make_authority
 
 
 def call(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str, str]:
@@ -213,9 +212,6 @@ def test_a_port_in_use_is_said(tmp_path: Path) -> None:
     ("arguments", "code", "words"),
     [
         (["--insecure", "--host", "0.0.0.0"], ExitCode.UNAVAILABLE, "loopback"),
-        ([], ExitCode.CONFIG, "--certificate"),
-        (["--certificate", "x.pem"], ExitCode.CONFIG, "together"),
-        (["--certificate", "x.pem", "--key", "y.pem"], ExitCode.CONFIG, "cannot be used"),
         (["--insecure", "--host", "host.invalid"], ExitCode.UNAVAILABLE, "--host"),
         (["--insecure", "--evaluate", "/nowhere.npz"], ExitCode.NO_INPUT, "nowhere"),
     ],
@@ -234,11 +230,6 @@ def test_serve_says_what_is_wrong(
 
 
 def test_only_tls_1_3_is_spoken(tmp_path: Path) -> None:
-    authority = make_authority(tmp_path / "tls")
-    authority.server_context()
-    folder = authority.directory
-    trust = f"--certificate {folder}/cert.pem --key {folder}/key.pem"
-
     def healthz(address: str, context: ssl.SSLContext) -> bytes:
         connection = http.client.HTTPSConnection(address, timeout=5, context=context)
         with closing(connection):
@@ -246,11 +237,12 @@ def test_only_tls_1_3_is_spoken(tmp_path: Path) -> None:
             return connection.getresponse().read()
 
     init(tmp_path / "task")
-    with serve(tmp_path / "task", "--no-mdns", trust=trust) as aggregator:
+    ca = tmp_path / "task/identity/ca.pem"
+    with serve(tmp_path / "task", "--no-mdns", trust="") as aggregator:
         address = urlsplit(aggregator.url)
         assert address.scheme == "https"
-        assert healthz(address.netloc, ssl.create_default_context(cafile=authority.file)) == b"ok"
-        old = ssl.create_default_context(cafile=authority.file)
+        assert healthz(address.netloc, ssl.create_default_context(cafile=ca)) == b"ok"
+        old = ssl.create_default_context(cafile=ca)
         old.maximum_version = ssl.TLSVersion.TLSv1_2
         with pytest.raises(ssl.SSLError):
             healthz(address.netloc, old)

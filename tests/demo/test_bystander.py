@@ -8,6 +8,7 @@ import time
 
 import pytest
 
+from fedlearn.agent.trust import Trust
 from fedlearn.errors import NetworkError
 from fedlearn.wire import codec
 from fedlearn.wire.messages import CheckIn, Wait
@@ -35,7 +36,7 @@ def test_it_asks_until_it_has_a_seat_and_never_waits() -> None:
         return message(replies.pop(0))
 
     with serving(script) as server:
-        bystander = Bystander(f"http://127.0.0.1:{server.port}", "digits")
+        bystander = Bystander(f"http://127.0.0.1:{server.port}", "digits", Trust())
         assert not bystander.seated()
         server.wait_for(lambda _: True)
         assert not bystander.seated()  # the answer is held, and nobody waits for it
@@ -48,7 +49,7 @@ def test_it_asks_until_it_has_a_seat_and_never_waits() -> None:
 
 def test_an_aggregator_that_refuses_is_an_error() -> None:
     with serving(lambda _: answer(404, b"<html>")) as server:
-        bystander = Bystander(f"http://127.0.0.1:{server.port}", "digits")
+        bystander = Bystander(f"http://127.0.0.1:{server.port}", "digits", Trust())
         with pytest.raises(NetworkError, match="gives no seat"):
             until_seated(bystander)
         bystander.close()

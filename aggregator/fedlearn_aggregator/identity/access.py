@@ -31,10 +31,11 @@ _CACHED = 16384
 
 @dataclass(frozen=True, slots=True)
 class Peer:
-    """What a certificate of our CA says: the device's name, and the SHA-256 of its public key."""
+    """What a certificate of our CA says; `key` is the SHA-256 of the device's public key."""
 
     name: str
     key: bytes
+    expires: float
 
 
 class Access:
@@ -54,6 +55,10 @@ class Access:
         if peer is None:
             raise ProtocolError(
                 "a certificate is needed here", status=401, hint="enrol with a token first"
+            )
+        if peer.expires < time.time():
+            raise ProtocolError(
+                "this certificate has expired", status=401, hint="enrol with a new token"
             )
         self._refresh()
         known = self._devices.get(peer.name)
@@ -128,7 +133,8 @@ class Access:
 
 @lru_cache(_CACHED)
 def _read(der: bytes) -> Peer:
-    """OpenSSL has verified it: of our CA, for clientAuth, in time."""
+    """OpenSSL has verified it: of our CA, for clientAuth."""
     certificate = x509.load_der_x509_certificate(der)
     (name,) = certificate.subject.get_attributes_for_oid(NameOID.COMMON_NAME)
-    return Peer(str(name.value), key_digest(certificate))
+    expires = certificate.not_valid_after_utc.timestamp()
+    return Peer(str(name.value), key_digest(certificate), expires)

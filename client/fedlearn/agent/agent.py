@@ -95,7 +95,8 @@ class Agent:
         self._notifier = notifier or Notifier()
         self._identity = Identity(config.device.state_dir, config.device.name)
         self._trust = Trust(config.aggregator.ca, self._identity)
-        self._certified = self._identity.certified()
+        ca = config.aggregator.ca
+        self._certified = self._identity.certified(ca) if ca is not None else None
         if self._certified is not None:
             self._trust.clock.learn(self._certified.issued)
         self._unrecognised = False  # the aggregator takes no certificate that this device has

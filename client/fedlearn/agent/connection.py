@@ -23,24 +23,12 @@ from typing import Any, TypeVar
 from fedlearn.agent.endpoint import Endpoint, refuse_plaintext_beyond_loopback
 from fedlearn.agent.stop import StopSignal
 from fedlearn.agent.trust import Trust
-from fedlearn.errors import NetworkError, ProtocolError, UnrecognisedError
+from fedlearn.errors import NetworkError, ProtocolError
 from fedlearn.text import clean
 from fedlearn.version import VERSION
 
 CONNECT_TIMEOUT_S = 5.0  # the aggregator is on the LAN: a round trip takes milliseconds
 CHUNK_BYTES = 64 * 1024
-
-# What OpenSSL calls the alerts by which a server refuses a client's certificate (RFC 8446, 6.2).
-_ALERTS = (
-    "ALERT_BAD_CERTIFICATE",
-    "ALERT_UNSUPPORTED_CERTIFICATE",
-    "ALERT_CERTIFICATE_REVOKED",
-    "ALERT_CERTIFICATE_EXPIRED",
-    "ALERT_CERTIFICATE_UNKNOWN",
-    "ALERT_UNKNOWN_CA",
-    "ALERT_ACCESS_DENIED",
-    "ALERT_CERTIFICATE_REQUIRED",
-)
 
 T = TypeVar("T")
 
@@ -287,11 +275,6 @@ def _tls_error(endpoint: Endpoint, error: ssl.SSLError) -> NetworkError:
             hint = "aggregator.url must have a host that the certificate names"
         return NetworkError(
             f"{endpoint} cannot prove who it is: {clean(error.verify_message)}", hint=hint
-        )
-    if any(alert in str(error.reason) for alert in _ALERTS):
-        return UnrecognisedError(
-            f"{endpoint} does not take this device's certificate: {clean(error.reason)}",
-            hint="enrol with a new token",
         )
     return NetworkError(
         f"no TLS with {endpoint}: {clean(error.reason or error)}",

@@ -50,12 +50,16 @@ class Identity:
         self.certificate = directory / "device.pem"
         self._name = name
 
-    def certified(self) -> Certified | None:
-        """What the certificate says; None without a usable one for this device's name."""
+    def certified(self, ca: Path) -> Certified | None:
+        """What the certificate says; None without a usable one of `ca` for this device's name.
+
+        A server says no word to whoever comes with a certificate of a foreign CA.
+        """
         if not self.certificate.exists():
             return None
         try:
             self.load_into(ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT))
+            _openssl("verify", "-no_check_time", "-CAfile", str(ca), str(self.certificate))
             found = _read(self.certificate)
         except (OSError, ValueError, FedlearnError) as error:
             set_aside(self.certificate, "device.pem.corrupt", f"cannot be used: {error}")

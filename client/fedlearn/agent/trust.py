@@ -13,7 +13,7 @@ from fedlearn.agent.identity import Identity
 from fedlearn.errors import ConfigError
 
 # X509_V_FLAG_NO_CHECK_TIME of OpenSSL, which Python has no name for.
-_NO_CHECK_TIME = 0x200000
+NO_CHECK_TIME = 0x200000
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,7 +41,7 @@ class Trust:
         if self.identity is not None and self.identity.certificate.exists():
             self.identity.load_into(context)
         if self.clock.is_behind:  # `check_dates` looks at what this leaves out
-            context.verify_flags |= _NO_CHECK_TIME
+            context.verify_flags |= NO_CHECK_TIME
         return context
 
     def check_dates(self, connection: ssl.SSLSocket) -> None:
@@ -50,7 +50,7 @@ class Trust:
         OpenSSL has done so already when the system's clock is right. That a certificate is not
         valid yet says nothing here: the CA has signed it. Raises ssl.SSLCertVerificationError.
         """
-        if not connection.context.verify_flags & _NO_CHECK_TIME:
+        if not connection.context.verify_flags & NO_CHECK_TIME:
             return
         peer = connection.getpeercert() or {}
         expires = ssl.cert_time_to_seconds(str(peer["notAfter"]))

@@ -13,12 +13,13 @@ from pathlib import Path
 
 import pytest
 
-from fedlearn.agent.connection import Connection, check_ca
+from fedlearn.agent.connection import Connection
 from fedlearn.agent.download import Download, download_model
 from fedlearn.agent.endpoint import Endpoint, refuse_plaintext_beyond_loopback
 from fedlearn.agent.state import Models
 from fedlearn.agent.stop import Stopped, StopSignal
 from fedlearn.agent.transport import Delivery, RefusedError, check_in, send_update
+from fedlearn.agent.trust import Trust, check_ca
 from fedlearn.errors import ConfigError, FedlearnError, NetworkError, ProtocolError, StorageError
 from fedlearn.version import VERSION
 from fedlearn.wire import codec
@@ -42,7 +43,7 @@ WAIT = Wait(1.5, "no free seat")
 
 
 def connect(server: Server, ca: Path | None = None, stop: StopSignal | None = None) -> Connection:
-    return Connection(server.endpoint, ca, stop or StopSignal())
+    return Connection(server.endpoint, Trust(ca), stop or StopSignal())
 
 
 @contextmanager
@@ -110,7 +111,7 @@ def test_a_fresh_connection_that_is_dropped_is_an_error() -> None:
 def test_nothing_listens() -> None:
     with socket.create_server(("127.0.0.1", 0)) as probe:
         port = probe.getsockname()[1]
-    connection = Connection(Endpoint("127.0.0.1", port, tls=False), None, StopSignal())
+    connection = Connection(Endpoint("127.0.0.1", port, tls=False), Trust(), StopSignal())
     with pytest.raises(NetworkError, match=f"nothing listens at http://127.0.0.1:{port}"):
         check_in(connection, CHECK_IN)
 
@@ -220,7 +221,7 @@ def test_a_stop_ends_an_attempt_to_connect() -> None:
             second.setblocking(False)
             second.connect_ex(address)
             endpoint = Endpoint("127.0.0.1", address[1], tls=False)
-            connection = Connection(endpoint, None, stop)
+            connection = Connection(endpoint, Trust(), stop)
             previous = signal.signal(signal.SIGALRM, lambda *_: stop.request())
             try:
                 signal.setitimer(signal.ITIMER_REAL, 0.2)
@@ -242,7 +243,7 @@ def test_plain_http_is_for_loopback_only() -> None:
     for address in ("192.0.2.1", "0.0.0.0", "fe80::1%eth0", "::"):
         with pytest.raises(NetworkError, match="no loopback address"):
             refuse_plaintext_beyond_loopback(address)
-    connection = Connection(Endpoint("192.0.2.1", 80, tls=False), None, StopSignal())
+    connection = Connection(Endpoint("192.0.2.1", 80, tls=False), Trust(), StopSignal())
     with pytest.raises(NetworkError, match="no loopback address"):
         check_in(connection, CHECK_IN)
 
@@ -271,7 +272,7 @@ def test_no_byte_for_an_aggregator_that_cannot_prove_itself(tmp_path: Path) -> N
         with serving(lambda _: message(WAIT), context) as server:
             endpoint = Endpoint("127.0.0.1", server.port, named=named)
             with pytest.raises(NetworkError, match=complaint):
-                check_in(Connection(endpoint, ours.file, StopSignal()), CHECK_IN)
+                check_in(Connection(endpoint, Trust(ours.file), StopSignal()), CHECK_IN)
             assert server.requests == []
 
 
@@ -279,7 +280,8 @@ def test_a_host_from_mdns_needs_no_name_in_its_certificate(tmp_path: Path) -> No
     authority = make_authority(tmp_path / "ca")
     with serving(lambda _: message(WAIT), authority.server_context("DNS:other")) as server:
         endpoint = Endpoint("127.0.0.1", server.port, named=False)
-        assert check_in(Connection(endpoint, authority.file, StopSignal()), CHECK_IN) == WAIT
+        connection = Connection(endpoint, Trust(authority.file), StopSignal())
+        assert check_in(connection, CHECK_IN) == WAIT
 
 
 def test_a_ca_file_that_is_none(tmp_path: Path) -> None:

@@ -5,10 +5,12 @@ from __future__ import annotations
 
 from fedlearn.wire.messages import (
     ActivationRange,
+    Certificate,
     CheckIn,
     Difference,
     EncodedTensor,
     Encoding,
+    Enrolment,
     Limits,
     Message,
     Metrics,
@@ -78,5 +80,8 @@ EXAMPLES: tuple[Message, ...] = (
     UPDATE,
     Difference(DIGEST, DIGEST[::-1], Encoding.CODES, bytes(100)),
     Receipt(7, duplicate=False),
+    Enrolment(b"\x30\x03req"),
+    Enrolment(b"\x30\x03req", "one-time_token.4~"),
+    Certificate(b"-----BEGIN CERTIFICATE-----"),
     Refusal("the round is closed", "check in again"),
 )

@@ -9,9 +9,11 @@ from hypothesis import strategies as st
 
 from fedlearn.wire.messages import (
     ActivationRange,
+    Certificate,
     CheckIn,
     Difference,
     EncodedTensor,
+    Enrolment,
     Limits,
     Message,
     Metrics,
@@ -107,12 +109,20 @@ updates = st.builds(
 differences = st.builds(
     lambda base, target, e: Difference(base, target, *e), digests, digests, encoded
 )
+enrolments = st.builds(
+    Enrolment,
+    st.binary(min_size=1, max_size=300),
+    st.none() | st.from_regex(r"\A[A-Za-z0-9._~-]{16,128}\Z"),
+)
+certificates = st.builds(Certificate, st.binary(min_size=1, max_size=900))
 receipts = st.builds(Receipt, counts, st.booleans())
 refusals = st.builds(Refusal, texts, texts)
 
 # By the name of the rule in protocol.cddl, which is also the message's "kind".
 BY_KIND: dict[str, st.SearchStrategy[Message]] = {
     "task": tasks,
+    "enrolment": enrolments,
+    "certificate": certificates,
     "checkin": checkins,
     "train": orders,
     "wait": waits,
