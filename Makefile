@@ -16,12 +16,18 @@ OE ?=
 OE_USER ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help demo qemu test test-benchmarks lint layer-check bench-accuracy bench-trainer bench-qemu image flash clean
+.PHONY: help openssl demo qemu test test-benchmarks lint layer-check bench-accuracy bench-trainer bench-qemu image flash clean
 
 help: ## Show what there is to make
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-16s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
-demo: $(VENV)/demo ## Federate the digits task over 10 device processes on this machine
+# The devices make their keys with it.
+openssl:
+	@command -v openssl >/dev/null || \
+	  { [ "$$(id -u)" = 0 ] && apt-get update && apt-get install -y openssl; } || \
+	  { echo "openssl is missing: apt install openssl" >&2; exit 1; }
+
+demo: $(VENV)/demo openssl ## Federate the digits task over 10 device processes on this machine
 	@$(RUN)/fedlearn-demo digits --out build/demo $(ARGS)
 
 qemu: $(VENV)/demo ## Federate over emulated ARM64 devices: [IMAGE=<BitBake's deploy folder>]
@@ -29,7 +35,7 @@ qemu: $(VENV)/demo ## Federate over emulated ARM64 devices: [IMAGE=<BitBake's de
 
 # Emulated devices have the machine to themselves. pytest ends with 5 where ARGS leave a part nothing
 # to run; all of them must not be left without.
-test: $(VENV)/dev $(OTHER)/dev ## Run all tests and linters, then those that use the runtime on the other one
+test: $(VENV)/dev $(OTHER)/dev openssl ## Run all tests and linters, then those that use the runtime on the other one
 	@status=5; \
 	part() { \
 	  echo "==> $$1"; shift; "$$@" $(ARGS); code=$$?; \

@@ -21,6 +21,8 @@ from fedlearn.wire.messages import Limits, TrainingPlan
 from fedlearn_aggregator import schema
 from fedlearn_aggregator.begin import begin
 from fedlearn_aggregator.coordinator import Coordinator
+from fedlearn_aggregator.identity.access import Access
+from fedlearn_aggregator.identity.folder import Folder
 from fedlearn_aggregator.optimizers import OptimizerSettings
 from fedlearn_aggregator.rounds import Policy
 from fedlearn_aggregator.server import Server
@@ -62,23 +64,35 @@ class Service:
 
 @asynccontextmanager
 async def service(
-    data_dir: Path, task: Task | None = None, *, hold_s: float = 5.0, body_timeout_s: float = 5.0
+    data_dir: Path,
+    task: Task | None = None,
+    *,
+    hold_s: float = 5.0,
+    body_timeout_s: float = 5.0,
+    identity: Folder | None = None,
 ) -> AsyncIterator[Service]:
-    """Serve `task`, or what the directory holds already."""
+    """Serve `task`, or what the directory holds already; over TLS with an `identity`."""
     if task is not None:
         begin(data_dir, task, start_model(), time.time(), force=False)
     writer = Writer(data_dir / schema.FILE_NAME)
     coordinator = await Coordinator.load(writer)
     server = Server(
-        coordinator, writer, random.Random(1), hold_s=hold_s, body_timeout_s=body_timeout_s
+        coordinator,
+        writer,
+        random.Random(1),
+        access=Access(identity) if identity else None,
+        hold_s=hold_s,
+        body_timeout_s=body_timeout_s,
     )
     runner = server.runner()
     await runner.setup()
-    await web.TCPSite(runner, "127.0.0.1", 0).start()
+    context = identity.server_context() if identity else None
+    await web.TCPSite(runner, "127.0.0.1", 0, ssl_context=context).start()
     rounds = asyncio.create_task(coordinator.run())
     try:
         port = runner.addresses[0][1]
-        yield Service(f"http://127.0.0.1:{port}", coordinator, server, writer)
+        scheme = "https" if identity else "http"
+        yield Service(f"{scheme}://127.0.0.1:{port}", coordinator, server, writer)
         if rounds.done():
             rounds.result()
     finally:

@@ -81,7 +81,7 @@ class Access:
     def require_viewer(self, request: web.Request) -> None:
         """The pages for people: from this machine, or with the token of the status pages."""
         local = request.transport and request.transport.get_extra_info("sockname")
-        if local and ipaddress.ip_address(str(local[0]).partition("%")[0]).is_loopback:
+        if local and is_loopback(str(local[0])):
             return
         given = request.headers.get("Authorization", "").encode()
         if not hmac.compare_digest(given, b"Bearer " + self._status_token):
@@ -129,6 +129,11 @@ class Access:
             return None
         der = connection.getpeercert(binary_form=True)
         return _read(der) if der else None
+
+
+def is_loopback(address: str) -> bool:
+    """Whether an IP address is one of this machine's own loopback."""
+    return ipaddress.ip_address(address.partition("%")[0]).is_loopback
 
 
 @lru_cache(_CACHED)
