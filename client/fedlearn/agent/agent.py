@@ -197,7 +197,7 @@ class Agent:
 
     def _discover(self) -> Event:
         try:
-            endpoint = self._aggregators.choose()
+            endpoint = self._aggregators.choose(self._prove)
             self._connect(endpoint)
         except FedlearnError as error:
             self._note(error, self._network)
@@ -208,6 +208,11 @@ class Agent:
         if endpoint.tls and self._must_enrol():
             return Event.FOUND_UNENROLLED
         return Event.FOUND_WITH_UPDATE if self._pending else Event.FOUND
+
+    def _prove(self, endpoint: Endpoint, timeout_s: float) -> None:
+        """Connect, and see that it is an aggregator that can prove who it is; say nothing yet."""
+        self._connect(endpoint)
+        self._connected().prove(timeout_s)
 
     def _must_enrol(self) -> bool:
         """Whether there is no certificate, or none that counts while a token may bring another."""

@@ -4,7 +4,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 from fedlearn.agent.endpoint import Endpoint, parse_url
@@ -19,8 +20,12 @@ SEARCH_S = 10.0
 SECOND_CHOICE_S = 1.0
 # An aggregator that restarts comes back at its address: try it so often before a new search.
 TRIES_OF_KNOWN = 2
+# On a LAN a connection and a handshake take milliseconds; what is slower gets its turn after those
+# that are not, so that one who accepts and then says nothing costs little.
+FIRST_TRY_S, SECOND_TRY_S = 0.25, 2.0
 # A LAN has a handful of aggregators; beyond that the memory of failures starts anew.
-MAX_FAILED = 64
+MAX_FAILED = 256
+Prove = Callable[[Endpoint, float], None]
 
 logger = logging.getLogger(__name__)
 
@@ -42,12 +47,17 @@ class Aggregators:
         self._failures: dict[Endpoint, int] = {}
         self._known = self._parse(remembered)
 
-    def choose(self) -> Endpoint:
-        """Return the one to try now; raise `NetworkError` when there is none, or `Stopped`."""
+    def choose(self, prove: Prove) -> Endpoint:
+        """Return the one to try now; raise `NetworkError` when there is none, or `Stopped`.
+
+        `prove` connects to what mDNS named, for so many seconds at most, and raises `NetworkError`
+        unless it proves to be an aggregator that this device may talk to. So fifty impostors cost
+        seconds, and no back-off.
+        """
         if self._config.url:
             return parse_url(self._config.url, insecure=self._config.insecure)
         if self._known is None or self._failures.get(self._known, 0) >= TRIES_OF_KNOWN:
-            self._known = self._search()
+            self._known = self._search(prove)
         return self._known
 
     def is_new(self, endpoint: Endpoint) -> bool:
@@ -64,10 +74,14 @@ class Aggregators:
             self._failures.clear()
         self._failures[endpoint] = self._failures.get(endpoint, 0) + 1
 
-    def _search(self) -> Endpoint:
-        """Return the first find that has not failed yet, or else the one that failed least."""
+    def _search(self, prove: Prove) -> Endpoint:
+        """Return the first find that proves itself and has not failed yet.
+
+        Or else, of those that have failed or were slow to answer, the one that failed least.
+        """
         config = self._config
-        best: Endpoint | None = None
+        others: list[Endpoint] = []
+        reason: NetworkError | None = None
         with Search(
             config.task,
             config.interfaces,
@@ -79,17 +93,39 @@ class Aggregators:
                 endpoint = self._endpoint(found)
                 if endpoint is None:
                     continue
-                if self.is_new(endpoint):
-                    logger.info("found %s at %s", found.instance, endpoint)
-                    return endpoint
-                best = min(best or endpoint, endpoint, key=lambda each: self._failures[each])
-                search.end_within(SECOND_CHOICE_S)
-        if best is None:
-            raise NetworkError(
-                f"no aggregator of task {config.task} answers by mDNS",
-                hint="is it running, on this LAN? else set aggregator.url",
-            )
-        return best
+                if not self.is_new(endpoint):
+                    others.append(endpoint)
+                    search.end_within(SECOND_CHOICE_S)
+                    continue
+                try:
+                    prove(endpoint, FIRST_TRY_S)
+                except NetworkError as error:
+                    logger.debug("%s is left alone for now: %s", found.instance, error)
+                    reason = error
+                    self.failed(endpoint)
+                    others.append(endpoint)
+                    continue
+                logger.info("found %s at %s", found.instance, endpoint)
+                return endpoint
+        enough = time.monotonic() + SEARCH_S
+        for endpoint in sorted(others, key=lambda each: self._failures.get(each, 0)):
+            if time.monotonic() > enough:
+                break  # there may be better ones by now
+            try:
+                prove(endpoint, SECOND_TRY_S)
+            except NetworkError as error:
+                reason = error
+                self.failed(endpoint)
+            else:
+                return endpoint
+        if reason is not None:
+            if len(others) > 1:
+                logger.warning("none of %d aggregators proves itself, the last:", len(others))
+            raise reason
+        raise NetworkError(
+            f"no aggregator of task {config.task} answers by mDNS",
+            hint="is it running, on this LAN? else set aggregator.url",
+        )
 
     def _endpoint(self, found: Found) -> Endpoint | None:
         endpoint = Endpoint(found.address, found.port, found.tls, named=False)

@@ -52,6 +52,16 @@ class Connection:
         """Close the connection; the next request opens it again."""
         self._http.close()
 
+    def prove(self, timeout_s: float) -> None:
+        """Connect and do the TLS handshake, each wait for `timeout_s` at most; send no request.
+
+        Raises `NetworkError` when the peer does not prove who it is.
+        """
+        try:
+            self._http.be_patient(timeout_s)
+        except OSError as error:
+            raise _network_error(self.endpoint, error) from error
+
     def request(
         self,
         method: str,
@@ -130,10 +140,12 @@ class _Http(http.client.HTTPConnection):
         self._endpoint = endpoint
         self._trust = trust
         self._stop = stop
+        self._connect_s = CONNECT_TIMEOUT_S
 
     def be_patient(self, timeout_s: float) -> None:
         """Connect, if need be, and wait so long for the peer from now on."""
         if self.sock is None:
+            self._connect_s = min(timeout_s, CONNECT_TIMEOUT_S)
             self.connect()
         assert self.sock is not None
         self.sock.timeout_s = timeout_s
@@ -163,7 +175,7 @@ class _Http(http.client.HTTPConnection):
         self, plain: _PatientSocket, address: object, context: ssl.SSLContext | None
     ) -> None:
         self.sock = plain
-        plain.stop = self._stop
+        plain.stop, plain.timeout_s = self._stop, self._connect_s
         plain.setblocking(False)
         plain.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         plain.connect(address)
@@ -174,7 +186,7 @@ class _Http(http.client.HTTPConnection):
             )
             assert isinstance(secured, _TlsSocket)  # the context's sslsocket_class
             self.sock = secured
-            secured.stop = self._stop
+            secured.stop, secured.timeout_s = self._stop, self._connect_s
             secured.do_handshake()
             self._trust.check_dates(secured)
 

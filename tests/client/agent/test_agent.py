@@ -325,7 +325,7 @@ def test_an_aggregator_that_is_dead_gives_way_to_another(device: Device) -> None
         dead_port = gone.port
     with announced((task, dead_port)), serving(aggregator) as server:
         device.start(task=task)
-        device.wait_for_state("backing_off")
+        device.wait_for(lambda: "left alone for now: nothing listens" in device.log)
         with announced((task, server.port)):
             held(server, 2)
         device.stop()

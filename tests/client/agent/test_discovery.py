@@ -15,7 +15,7 @@ import pytest
 from zeroconf import ServiceInfo, ServiceStateChange
 from zeroconf.asyncio import AsyncZeroconf
 
-from fedlearn.agent.aggregators import Aggregators
+from fedlearn.agent.aggregators import Aggregators, Prove
 from fedlearn.agent.discovery import (
     MAX_RESOLVES,
     SERVICE_TYPE,
@@ -183,7 +183,13 @@ def test_a_stop_ends_the_search_at_once() -> None:
         list(running)
 
 
-def choose(command: list[str], failed: list[int], **config: object) -> Endpoint:
+def accept(endpoint: Endpoint, timeout_s: float) -> None:
+    """Every one can prove itself."""
+
+
+def choose(
+    command: list[str], failed: list[int], prove: Prove = accept, **config: object
+) -> Endpoint:
     settings = {"task": "task", "insecure": True, **config}
     aggregators = Aggregators(
         AggregatorConfig(**settings),  # type: ignore[arg-type]
@@ -192,7 +198,7 @@ def choose(command: list[str], failed: list[int], **config: object) -> Endpoint:
     )
     for port in failed:
         aggregators.failed(Endpoint("127.0.0.1", port, tls=False, named=False))
-    return aggregators.choose()
+    return aggregators.choose(prove)
 
 
 def test_one_that_did_not_fail_comes_first_and_then_the_one_that_failed_least() -> None:
@@ -202,7 +208,29 @@ def test_one_that_did_not_fail_comes_first_and_then_the_one_that_failed_least() 
     assert choose(program(found(1), found(2), then=stay), [1, 1, 2]).port == 2
 
 
-def test_only_what_can_prove_itself_is_chosen() -> None:
+def test_impostors_are_passed_over_in_one_search() -> None:
+    """And who was just slow at first is asked again, with more patience."""
+    asked: list[tuple[int, float]] = []
+
+    def only(port: int, least_s: float) -> Prove:
+        def prove(endpoint: Endpoint, timeout_s: float) -> None:
+            asked.append((endpoint.port, timeout_s))
+            if endpoint.port != port or timeout_s < least_s:
+                raise NetworkError("cannot prove who it is")
+
+        return prove
+
+    lines = program(*(found(port) for port in range(1, 51)))
+    assert choose(lines, [], only(50, 0.0)).port == 50
+    assert [port for port, _ in asked] == list(range(1, 51))
+    asked.clear()
+    assert choose(lines, [], only(3, 1.0)).port == 3
+    assert len(asked) == 53
+    with pytest.raises(NetworkError, match="cannot prove who it is"):
+        choose(lines, [], only(51, 0.0))
+
+
+def test_only_what_can_be_proven_is_chosen() -> None:
     with pytest.raises(NetworkError, match="no aggregator of task task"):
         choose(program(found(1, tls=False)), [], insecure=False, ca=Path("ca.pem"))
     with pytest.raises(NetworkError, match="no aggregator of task task"):
@@ -219,11 +247,11 @@ def test_the_known_one_is_tried_again_before_a_new_search() -> None:
         searcher=program(found(1)),
     )
     remembered = Endpoint("127.0.0.1", 9, tls=False, named=False)
-    assert aggregators.choose() == remembered
+    assert aggregators.choose(accept) == remembered
     aggregators.failed(remembered)
-    assert aggregators.choose() == remembered
+    assert aggregators.choose(accept) == remembered
     aggregators.failed(remembered)
-    assert aggregators.choose().port == 1
+    assert aggregators.choose(accept).port == 1
 
 
 def test_a_configured_one_needs_no_search() -> None:

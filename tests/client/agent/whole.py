@@ -58,10 +58,11 @@ class Agent:
     def log(self) -> str:
         return (self.path / "log").read_text()
 
-    def start(self) -> None:
-        command = [sys.executable, "-m", "fedlearn", "agent", "--config", "device.toml"]
+    def start(self, module: str = "fedlearn") -> None:
+        config = str(self.path / "device.toml")
+        command = [sys.executable, "-m", module, "agent", "--config", config]
         with (self.path / "log").open("ab") as log:
-            self.processes.append(subprocess.Popen(command, cwd=self.path, stderr=log))
+            self.processes.append(subprocess.Popen(command, stderr=log))
 
     def kill(self) -> None:
         self.processes[-1].kill()
