@@ -84,6 +84,7 @@ RDEPENDS:${PN} += "\
     python3-ctypes \
     python3-datetime \
     python3-difflib \
+    python3-email \
     python3-fcntl \
     python3-io \
     python3-json \

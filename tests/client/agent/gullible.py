@@ -22,10 +22,14 @@ def context(_: Trust, endpoint: Endpoint) -> ssl.SSLContext | None:
     return unpinned
 
 
-Trust.context = context  # type: ignore[method-assign]
-Trust.check_dates = lambda *_: None  # type: ignore[method-assign]
-Aggregators._can_be_trusted = lambda *_: True  # type: ignore[method-assign]
-connection.refuse_plaintext_beyond_loopback = lambda _: None
+for holder, name, replacement in (
+    (Trust, "context", context),
+    (Trust, "check_dates", lambda *_: None),
+    (Aggregators, "_can_be_trusted", lambda *_: True),
+    (connection, "refuse_plaintext_beyond_loopback", lambda _: None),
+):
+    assert hasattr(holder, name)
+    setattr(holder, name, replacement)
 
 if __name__ == "__main__":
     sys.exit(cli.main())
