@@ -30,8 +30,6 @@ WAIT = Wait(1.5, "no free seat")
 
 def test_it_is_never_before_what_is_known() -> None:
     clock = Clock()
-    assert abs(clock.now() - time.time()) < 1
-    assert not clock.is_behind
     clock.learn(time.time() - 1000)
     assert abs(clock.now() - time.time()) < 1
     later = time.time() + 10_000
