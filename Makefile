@@ -16,7 +16,7 @@ OE ?=
 OE_USER ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help openssl demo qemu test test-benchmarks lint layer-check bench-accuracy bench-trainer bench-qemu image flash clean
+.PHONY: help openssl demo qemu test test-benchmarks lint layer-check bench-accuracy bench-trainer bench-robust bench-qemu image flash clean
 
 help: ## Show what there is to make
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-16s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -64,6 +64,9 @@ bench-accuracy: $(BENCH)/done ## int8 against float32 federated learning, side b
 
 bench-trainer: $(BENCH)/done ## Speed and memory of training against PyTorch and TFLite's own training
 	@$(BENCH)/bin/python -m tests.benchmarks.trainer $(ARGS)
+
+bench-robust: $(VENV)/dev ## Accuracy with hostile devices, by aggregation rule
+	@$(RUN)/python -m tests.benchmarks.robust $(ARGS)
 
 bench-qemu: $(VENV)/demo ## Emulated devices in figures, and 20 power cuts: [IMAGE=<BitBake's deploy folder>]
 	@$(RUN)/python -m tests.benchmarks.qemu $(if $(IMAGE),--image "$(IMAGE)") $(ARGS)

@@ -11,6 +11,7 @@ from fedlearn.plan_arguments import add_plan, add_what_is_trained
 from fedlearn.version import VERSION
 from fedlearn_aggregator.aggregation import MAX_SAMPLES
 from fedlearn_aggregator.optimizers import OptimizerName
+from fedlearn_aggregator.robust import AggregationSettings, Rule
 from fedlearn_aggregator.task import KEEP_MODELS, KEEP_UPDATES
 
 # From making the image to its boards' first boot.
@@ -196,6 +197,49 @@ def _init(command: argparse.ArgumentParser) -> None:
     server("--beta1", type=float, default=0.9, metavar="B", help="fedadam; default: 0.9")
     server("--beta2", type=float, default=0.99, metavar="B", help="fedadam; default: 0.99")
     server("--tau", type=float, default=1e-3, metavar="T", help="fedadam; default: 0.001")
+    defence = command.add_argument_group(
+        "hostile devices", "Other than with the plain mean, each update of a round counts the same."
+    ).add_argument
+    defence(
+        "--aggregation",
+        type=Rule,
+        choices=list(Rule),
+        default=Rule.MEAN,
+        metavar="|".join(Rule),
+        help="how updates become one (default: mean, weighted by samples)",
+    )
+    defence(
+        "--hostile",
+        type=float,
+        default=AggregationSettings().hostile,
+        metavar="SHARE",
+        help="share of a round's updates that may be hostile, for all but the mean and the median "
+        f"(default: {AggregationSettings().hostile})",
+    )
+    defence(
+        "--clip-update-norm",
+        type=float,
+        default=0.0,
+        metavar="FACTOR",
+        help="scale down an update whose norm is above so many times the round's median norm "
+        "(default: none)",
+    )
+    defence(
+        "--drop-update-norm",
+        type=float,
+        default=0.0,
+        metavar="FACTOR",
+        help="leave out an update whose norm is above so many times the round's median norm "
+        "(default: none)",
+    )
+    defence(
+        "--max-update-norm",
+        type=float,
+        default=0.0,
+        metavar="NORM",
+        help="refuse an update with a larger l2 norm, in real units (default: none; the log of "
+        "serve shows the norms of each round)",
+    )
     keep = command.add_argument_group("retention").add_argument
     keep(
         "--keep-models",

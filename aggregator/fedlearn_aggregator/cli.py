@@ -37,6 +37,7 @@ from fedlearn_aggregator.identity.registry import DAY_S, Device
 from fedlearn_aggregator.optimizers import OptimizerName, OptimizerSettings
 from fedlearn_aggregator.report import RoundReport
 from fedlearn_aggregator.requantise import grid_scales
+from fedlearn_aggregator.robust import AggregationSettings
 from fedlearn_aggregator.rounds import Policy
 from fedlearn_aggregator.task import Task, largest_update
 
@@ -66,7 +67,7 @@ def _init(options: argparse.Namespace) -> int:
     # What follows raises now what would stop every device, or the first round.
     loss = make_loss(task.plan.loss, model, task.plan.class_weights)
     Tail(model, [tensor.index for tensor in task.tensors], absorbed=loss.absorbed)
-    if task.optimizer.in_real_units:
+    if task.optimizer.in_real_units or task.aggregation.in_real_units:
         grid_scales(model, task.tensors)
     fleet = options.data_dir / NAME
     with storage_errors("write", options.data_dir):
@@ -83,7 +84,8 @@ def _init(options: argparse.Namespace) -> int:
         print(f"  {tensor.index:4}  {tensor.dtype:5}  {shape:>16}  {clean(tensor.name, 60)}")
     print(
         f"a round: {policy.cohort} updates, {policy.seats} seats, at least {policy.minimum} "
-        f"within {policy.deadline_s:g} s; server optimiser {task.optimizer.name}"
+        f"within {policy.deadline_s:g} s; aggregation {task.aggregation.rule}, "
+        f"server optimiser {task.optimizer.name}"
     )
     _introduce(fleet, options)
     return ExitCode.OK
@@ -146,6 +148,13 @@ def _task(options: argparse.Namespace, model: Model) -> Task:
         keep_models=options.keep_models,
         keep_updates=options.keep_updates,
         rescale=not options.fixed_scales,
+        aggregation=AggregationSettings(
+            rule=options.aggregation,
+            hostile=options.hostile,
+            clip=options.clip_update_norm,
+            drop=options.drop_update_norm,
+            max_norm=options.max_update_norm,
+        ),
     )
 
 

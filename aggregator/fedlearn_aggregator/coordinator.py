@@ -13,16 +13,18 @@ import hashlib
 import logging
 import time
 from collections import Counter
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
+from statistics import median
 from typing import TypeVar
 
 from fedlearn.errors import ProtocolError, StorageError
 from fedlearn.model import Model
 from fedlearn.wire.messages import ActivationRange, Receipt, TrainOrder
 from fedlearn_aggregator import optimizers, requantise, scales, store, updates
-from fedlearn_aggregator.aggregation import DeltaSum
+from fedlearn_aggregator.aggregation import Arrays, DeltaSum
 from fedlearn_aggregator.faults import Repeated
 from fedlearn_aggregator.optimizers import ServerState
+from fedlearn_aggregator.robust import Scales, aggregate
 from fedlearn_aggregator.rounds import FINAL, Round, Seating, State, Verdict
 from fedlearn_aggregator.store import RoundRow, UpdateRow
 from fedlearn_aggregator.tally import Tally
@@ -98,6 +100,7 @@ class Coordinator:
             for device, body in (await writer.do(store.load_bodies, row.number)).items():
                 checked = updates.check(body, self.task, row.number, self.model, device)
                 self._sums.add(checked.update.samples, checked.deltas)
+                self._norms[checked.update.device] = checked.norm
                 self._reports.append(checked.update.ranges)
         return self
 
@@ -221,6 +224,7 @@ class Coordinator:
         else:
             current.stored(update.device)
             self._sums.add(update.samples, checked.deltas)
+            self._norms[update.device] = checked.norm
             self._reports.append(update.ranges)
         finally:
             del self._keeping[update.device]
@@ -248,19 +252,30 @@ class Coordinator:
     async def _close_round(self) -> None:
         number = self.round.number
         await self._persist(lambda: self._writer.do(store.begin_aggregation, number))
-        state, data = await asyncio.to_thread(self._aggregate)
+        bodies: dict[str, bytes] = {}
+        if not self.task.aggregation.is_plain:
+            # From the disk, where they are in any case: a large cohort's deltas fill no memory.
+            bodies = await self._persist(lambda: self._writer.do(store.load_bodies, number))
+        state, data = await asyncio.to_thread(self._aggregate, bodies)
         await self._finish(State.CLOSED, data, state)
 
-    def _aggregate(self) -> tuple[ServerState, bytes]:
+    def _aggregate(self, bodies: Mapping[str, bytes]) -> tuple[ServerState, bytes]:
         tensors, settings = self.task.tensors, self.task.optimizer
-        steps = requantise.grid_scales(self.model, tensors) if settings.in_real_units else {}
-        state = optimizers.step(
-            settings, self._state, self._sums.mean(), steps, requantise.edges(tensors)
-        )
+        robust = not self.task.aggregation.is_plain
+        in_real_units = settings.in_real_units or self.task.aggregation.in_real_units
+        steps = requantise.grid_scales(self.model, tensors) if in_real_units else {}
+        delta = self._robust(bodies, steps) if robust else self._sums.mean()
+        state = optimizers.step(settings, self._state, delta, steps, requantise.edges(tensors))
         if not self.task.rescale:
             return state, requantise.next_model(self.model, tensors, state)
         ranges = scales.merge(self._reports)
         return scales.fit(self.model, tensors, self._state, state, ranges=ranges, settings=settings)
+
+    def _robust(self, bodies: Mapping[str, bytes], steps: Scales) -> Arrays:
+        devices = sorted(bodies)
+        each = [updates.opener(bodies[device], self.task, self.model) for device in devices]
+        norms = [self._norms[device] for device in devices]
+        return aggregate(self.task.aggregation, self.task.tensors, each, norms, steps)
 
     async def _finish(
         self, final: State, data: bytes | None = None, state: ServerState | None = None
@@ -313,6 +328,7 @@ class Coordinator:
     def _begin(self, row: RoundRow, current: Round) -> None:
         self._row, self.round = row, current
         self._sums = DeltaSum(self.task.tensors)
+        self._norms: dict[str, float] = {}
         self._reports = []
         self.downloads = Tally()
 
@@ -320,12 +336,13 @@ class Coordinator:
         deadline_s = self.round.deadline_s or _monotonic()
         started_s = deadline_s - self.task.policy.deadline_s
         _log.info(
-            "round %d %s: %d updates of %d devices, %d samples, %.1f s, model %s",
+            "round %d %s: %d updates of %d devices, %d samples, norms %s, %.1f s, model %s",
             self.round.number,
             final,
             self._sums.updates,
             len(self.round.seats),
             self._sums.samples,
+            _norms_in_words(list(self._norms.values())),
             _monotonic() - started_s,
             current.hex()[:12],
         )
@@ -333,6 +350,10 @@ class Coordinator:
 
 def _monotonic() -> float:
     return asyncio.get_running_loop().time()
+
+
+def _norms_in_words(norms: list[float]) -> str:
+    return f"{median(norms):.3g} (median) to {max(norms):.3g}" if norms else "none"
 
 
 def _receipt(number: int, device: str, verdict: Verdict) -> Receipt:

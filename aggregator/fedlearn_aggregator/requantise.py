@@ -43,7 +43,7 @@ def grid_scales(
         except (ValueError, IndexError) as error:
             raise ModelError(
                 f"tensor {tensor.index} has no scale that fits its shape",
-                hint="choose another --optimizer than fedadam",
+                hint="fedadam, krum, multi-krum and bounds of norms need it: choose others",
             ) from error
     return scales
 

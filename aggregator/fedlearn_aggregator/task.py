@@ -7,13 +7,14 @@ import hashlib
 import json
 import math
 import re
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from fedlearn.errors import ConfigError
 from fedlearn.wire.messages import NAME, OVERSHOOTS, Limits, TrainableTensor, TrainingPlan
 from fedlearn_aggregator.aggregation import MAX_SAMPLES
 from fedlearn_aggregator.optimizers import OptimizerName, OptimizerSettings
+from fedlearn_aggregator.robust import AggregationSettings, Rule
 from fedlearn_aggregator.rounds import Policy
 
 # Models stay for devices that come back with an old one and ask for the difference, for evaluation
@@ -50,8 +51,10 @@ class Task:
     keep_models: int = KEEP_MODELS
     keep_updates: int = KEEP_UPDATES
     rescale: bool = True
+    aggregation: AggregationSettings = field(default_factory=AggregationSettings)
 
     def __post_init__(self) -> None:
+        self.aggregation.check_policy(self.policy.minimum, self.policy.cohort)
         for sound, what in (
             (re.fullmatch(NAME, self.name), "a task's name is 1 to 64 of A-Z a-z 0-9 . _ -"),
             (self.plan.epochs >= 1, "epochs must be at least 1"),
@@ -84,6 +87,9 @@ class Task:
         """The inverse of `to_json`."""
         values: dict[str, Any] = json.loads(text)
         optimizer = values["optimizer"]
+        aggregation = values.get("aggregation", {})  # absent before version 0.2
+        if "rule" in aggregation:
+            aggregation = {**aggregation, "rule": Rule(aggregation["rule"])}
         return cls(
             **{
                 **values,
@@ -96,6 +102,7 @@ class Task:
                 ),
                 "limits": Limits(**values["limits"]),
                 "policy": Policy(**values["policy"]),
+                "aggregation": AggregationSettings(**aggregation),
                 "optimizer": OptimizerSettings(
                     **{**optimizer, "name": OptimizerName(optimizer["name"])}
                 ),

@@ -11,10 +11,12 @@ from typing import Literal
 import numpy as np
 import numpy.typing as npt
 
-from fedlearn.errors import ProtocolError
+from fedlearn.errors import ModelError, ProtocolError
 from fedlearn.model import Model
 from fedlearn.wire import codec, delta
 from fedlearn.wire.messages import TrainableTensor, Update
+from fedlearn_aggregator.requantise import grid_scales
+from fedlearn_aggregator.robust import Opener, norm
 from fedlearn_aggregator.task import Task
 
 _INT32 = np.iinfo(np.int32)
@@ -24,10 +26,14 @@ _INT8 = np.iinfo(np.int8)
 
 @dataclass(frozen=True, slots=True)
 class CheckedUpdate:
-    """An update that may be added to the round's sum; `deltas` are int32 in the tensor's shape."""
+    """An update that may be added to the round's sum.
+
+    `deltas` are int32 in the tensor's shape; `norm` is their l2 norm in real units.
+    """
 
     update: Update
     deltas: dict[int, npt.NDArray[np.int32]]
+    norm: float
     body: bytes
     digest: bytes
 
@@ -54,7 +60,32 @@ def check(body: bytes, task: Task, number: int, model: Model, device: str) -> Ch
         tensor.index: _decode(wanted[tensor.index], tensor.encoding, tensor.data, model)
         for tensor in update.tensors
     }
-    return CheckedUpdate(update, deltas, body, hashlib.sha256(body).digest())
+    size = _norm(deltas, task, model)
+    if 0 < task.aggregation.max_norm < size:
+        _refuse(f"the update's norm of {size:.6g} is above {task.aggregation.max_norm:g}")
+    return CheckedUpdate(update, deltas, size, body, hashlib.sha256(body).digest())
+
+
+def _norm(deltas: dict[int, npt.NDArray[np.int32]], task: Task, model: Model) -> float:
+    try:
+        return norm(deltas, grid_scales(model, task.tensors))
+    except ModelError:
+        return math.nan  # a bias without a scale; `init` refuses a task that needs norms of it
+
+
+def opener(body: bytes, task: Task, model: Model) -> Opener:
+    """Unpack the deltas of an update that was checked before, one at a time."""
+    update = codec.decode(Update, body, max_bytes=task.limits.update_bytes)
+    packed = {tensor.index: tensor for tensor in update.tensors}
+    wanted = {tensor.index: tensor for tensor in task.tensors}
+
+    def unpack(index: int) -> npt.NDArray[np.int32] | None:
+        tensor = packed.get(index)
+        if tensor is None:
+            return None
+        return _decode(wanted[index], tensor.encoding, tensor.data, model)
+
+    return unpack
 
 
 def _check_ranges(update: Update, model: Model) -> None:

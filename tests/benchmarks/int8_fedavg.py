@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,14 +16,24 @@ from fedlearn.trainer.order import device_seed
 from fedlearn.trainer.tails import trainable_tensors
 from fedlearn.trainer.training import train
 from fedlearn.wire.delta import decode_delta, encode_delta, encode_difference
-from fedlearn.wire.messages import TrainingPlan
+from fedlearn.wire.messages import ActivationRange, TrainingPlan
 from fedlearn_aggregator.aggregation import DeltaSum
 from fedlearn_aggregator.optimizers import OptimizerSettings, step
 from fedlearn_aggregator.requantise import edges, first_state, grid_scales, next_model
+from fedlearn_aggregator.robust import AggregationSettings, aggregate, norm
 from fedlearn_aggregator.scales import fit, merge
 from tests.benchmarks.setting import Setting, round_seed
 
 Shard = tuple[NDArray[np.uint8], NDArray[np.uint8]]
+
+
+@dataclass(frozen=True, slots=True)
+class Update:
+    """What a client sends of a round on `model`."""
+
+    deltas: dict[int, NDArray[np.int32]]
+    ranges: tuple[ActivationRange, ...]
+    model: Model
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,10 +45,24 @@ class Int8Round:
     difference_bytes: int
 
 
+def honest(_: int, update: Update) -> Update:
+    """What the device trained."""
+    return update
+
+
 def run(
-    model_bytes: bytes, shards: Sequence[Shard], test: Shard, setting: Setting
+    model_bytes: bytes,
+    shards: Sequence[Shard],
+    test: Shard,
+    setting: Setting,
+    *,
+    aggregation: AggregationSettings = AggregationSettings(),  # noqa: B008 - it is frozen
+    tamper: Callable[[int, Update], Update] = honest,
 ) -> Iterator[Int8Round]:
-    """Yield each round of training the whole network."""
+    """Yield each round of training the whole network.
+
+    `tamper` gets each client's number and update, and returns what it sends.
+    """
     model = Model.parse(model_bytes)
     tensors = trainable_tensors(model, "all")
     indices = [tensor.index for tensor in tensors]
@@ -55,12 +79,13 @@ def run(
     state = first_state(model, tensors)
     for number in range(setting.rounds):
         total = DeltaSum(tensors)
-        sizes, reports = [], []
+        sizes: list[int] = []
+        sent: list[Update] = []
+        steps = grid_scales(model, tensors)
         for client, shard in enumerate(data):
             seed = device_seed(round_seed(setting, number), f"client-{client}")
             training = train(model, indices, shard, plan, seed=seed)
             trained = training.values
-            reports.append(training.ranges)
             deltas = {}
             sizes.append(0)
             for tensor in tensors:
@@ -69,11 +94,17 @@ def run(
                 sizes[-1] += len(body)
                 values = decode_delta(encoding, body, change.size, dtype=tensor.dtype)
                 deltas[tensor.index] = values.reshape(tensor.shape)
-            total.add(len(shard), deltas)
+            sent.append(tamper(client, Update(deltas, training.ranges, model)))
+            total.add(len(shard), sent[-1].deltas)
         settings, before = OptimizerSettings(), state
-        state = step(settings, before, total.mean(), grid_scales(model, tensors), edges(tensors))
+        mean = total.mean()
+        if not aggregation.is_plain:
+            openers = [each.deltas.get for each in sent]
+            norms = [norm(each.deltas, steps) for each in sent]
+            mean = aggregate(aggregation, tensors, openers, norms, steps)
+        state = step(settings, before, mean, steps, edges(tensors))
         if setting.rescale:
-            ranges = merge(reports)
+            ranges = merge([each.ranges for each in sent])
             state, data_after = fit(model, tensors, before, state, ranges=ranges, settings=settings)
         else:
             data_after = next_model(model, tensors, state)
