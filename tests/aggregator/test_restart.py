@@ -16,6 +16,8 @@ OPTIONS = (
     *("--cohort", "3", "--rounds", "2", "--seed", "5", "--over-selection", "1"),
     *("--optimizer", "fedadam"),
 )
+# And these need all updates of the round at once.
+ROBUST = (*OPTIONS, "--aggregation", "median", "--clip-update-norm", "1")
 
 
 def export(data_dir: Path) -> str:
@@ -44,17 +46,25 @@ def finish(aggregator: Aggregator, *names: str) -> None:
     assert aggregator.process.wait(10) == 0  # --exit-when-done
 
 
+@pytest.fixture(scope="module", params=[OPTIONS, ROBUST], ids=["mean", "median"])
+def options(request: pytest.FixtureRequest) -> tuple[str, ...]:
+    found: tuple[str, ...] = request.param
+    return found
+
+
 @pytest.fixture(scope="module")
-def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> str:
+def undisturbed(tmp_path_factory: pytest.TempPathFactory, options: tuple[str, ...]) -> str:
     data_dir = tmp_path_factory.mktemp("undisturbed")
-    init(data_dir, *OPTIONS)
+    init(data_dir, *options)
     with serve(data_dir, "--no-mdns", "--exit-when-done") as aggregator:
         finish(aggregator, *NAMES, *NAMES)
     return export(data_dir)
 
 
-def test_killed_in_mid_round_it_ends_with_the_same_model(tmp_path: Path, undisturbed: str) -> None:
-    init(tmp_path, *OPTIONS)
+def test_killed_in_mid_round_it_ends_with_the_same_model(
+    tmp_path: Path, undisturbed: str, options: tuple[str, ...]
+) -> None:
+    init(tmp_path, *options)
     with serve(tmp_path, "--no-mdns") as aggregator:
         order, body, answer = deliver(aggregator, "b")
         assert answer.status == 201
@@ -71,9 +81,9 @@ def test_killed_in_mid_round_it_ends_with_the_same_model(tmp_path: Path, undistu
 
 
 def test_killed_again_and_again_it_ends_with_the_same_model(
-    tmp_path: Path, undisturbed: str
+    tmp_path: Path, undisturbed: str, options: tuple[str, ...]
 ) -> None:
-    init(tmp_path, *OPTIONS)
+    init(tmp_path, *options)
     for name in ("c", "a"):
         with serve(tmp_path, "--no-mdns") as aggregator:
             assert deliver(aggregator, name)[2].status == 201
@@ -90,8 +100,10 @@ def test_killed_again_and_again_it_ends_with_the_same_model(
     assert export(tmp_path) == undisturbed
 
 
-def test_the_control_another_update_gives_another_model(tmp_path: Path, undisturbed: str) -> None:
-    init(tmp_path, *OPTIONS)
+def test_the_control_another_update_gives_another_model(
+    tmp_path: Path, undisturbed: str, options: tuple[str, ...]
+) -> None:
+    init(tmp_path, *options)
     with serve(tmp_path, "--no-mdns", "--exit-when-done") as aggregator:
         finish(aggregator, "a", "b", "x", *NAMES)
     assert undisturbed != export(tmp_path) != start_model().digest.hex()

@@ -17,7 +17,9 @@ from fedlearn.wire.messages import (
     EncodedTensor,
     Encoding,
 )
+from fedlearn_aggregator.robust import AggregationSettings
 from fedlearn_aggregator.rounds import Policy
+from fedlearn_aggregator.updates import check
 from tests.aggregator.devices import (
     TASK,
     Device,
@@ -107,6 +109,30 @@ def test_bad_updates_are_refused_with_a_reason_and_cost_nothing(tmp_path: Path) 
             assert running.coordinator.verdicts["stored"] == 1
 
     asyncio.run(scenario())
+
+
+def test_an_update_over_the_norm_is_refused(tmp_path: Path) -> None:
+    good = make_update(start_model(), "a", 1)
+    checked = check(codec.encode(good), make_task(POLICY), 1, start_model(), "a")
+    assert checked.norm > 0
+
+    async def answers(path: Path, limit: float) -> tuple[int, str]:
+        settings = AggregationSettings(max_norm=limit)
+        async with service(path, make_task(POLICY, aggregation=settings)) as running:
+            device = running.device("a")
+            await blocking(device.order)
+            answer = await blocking(device.send, 1, codec.encode(good))
+            return answer.status, "" if answer.status == 201 else answer.refusal.error
+
+    for name in "under", "over":
+        (tmp_path / name).mkdir()
+    assert asyncio.run(answers(tmp_path / "under", checked.norm * 1.001)) == (
+        201,
+        "",
+    )  # the control
+    status, error = asyncio.run(answers(tmp_path / "over", checked.norm * 0.999))
+    assert status == 422
+    assert "norm" in error
 
 
 def test_an_acknowledged_update_is_acknowledged_again_after_its_round(tmp_path: Path) -> None:
