@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 
 from fedlearn_aggregator.checkins import CheckIns
 from fedlearn_aggregator.coordinator import Coordinator
+from fedlearn_aggregator.patience import Patience
 from fedlearn_aggregator.rounds import State
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
@@ -23,7 +24,9 @@ class Traffic:
     body_bytes_out: int = 0
 
 
-def render(coordinator: Coordinator, check_ins: CheckIns, traffic: Traffic) -> str:
+def render(
+    coordinator: Coordinator, check_ins: CheckIns, traffic: Traffic, patience: Patience
+) -> str:
     """The page."""
     current = coordinator.round
     task = {"task": coordinator.task.name}
@@ -79,6 +82,10 @@ def render(coordinator: Coordinator, check_ins: CheckIns, traffic: Traffic) -> s
         ],
     )
     family("body_bytes_in_total", "counter", "Bytes of bodies read.", [({}, traffic.body_bytes_in)])
+    family("connections", "gauge", "Open connections.", [({}, patience.connections)])
+    family(
+        "slow_peers_total", "counter", "Connections ended for their slowness.", [({}, patience.cut)]
+    )
     family(
         "body_bytes_out_total", "counter", "Bytes of bodies sent.", [({}, traffic.body_bytes_out)]
     )

@@ -35,6 +35,7 @@ from fedlearn_aggregator.evaluation import Evaluator
 from fedlearn_aggregator.identity.access import Access
 from fedlearn_aggregator.identity.folder import NAME, Folder
 from fedlearn_aggregator.lock import exclusive
+from fedlearn_aggregator.patience import Patience, PatientSite
 from fedlearn_aggregator.server import Server
 from fedlearn_aggregator.writer import Writer
 
@@ -101,9 +102,10 @@ async def serve(
         )
         if identity is not None and access is not None and context is not None:
             await stack.enter_async_context(_running(_keep(identity, access, context)))
+        await stack.enter_async_context(_running(server.patience.run()))
         runner = server.runner()
         stack.push_async_callback(runner.cleanup)
-        port = await _listen(runner, host, options.port, context)
+        port = await _listen(runner, server.patience, host, options.port, context)
         url = str(Endpoint(host, port, tls=context is not None))
         stack.enter_context(_serve_file(options.data_dir, url, coordinator.task.name))
         if options.interfaces is not None:
@@ -211,12 +213,17 @@ async def _address(host: str, *, tls: bool) -> str:
 
 
 async def _listen(
-    runner: web.AppRunner, host: str, port: int, context: ssl.SSLContext | None
+    runner: web.AppRunner,
+    patience: Patience,
+    host: str,
+    port: int,
+    context: ssl.SSLContext | None,
 ) -> int:
     """Start to take requests; returns the port."""
     await runner.setup()
     try:
-        await web.TCPSite(runner, host, port, ssl_context=context, backlog=BACKLOG).start()
+        site = PatientSite(runner, host, port, patience, ssl_context=context, backlog=BACKLOG)
+        await site.start()
     except (OSError, OverflowError) as error:
         code = getattr(error, "errno", None)
         reason, hint = {

@@ -33,6 +33,7 @@ from fedlearn_aggregator.download import file_response, parse_digest
 from fedlearn_aggregator.faults import Repeated
 from fedlearn_aggregator.identity.access import Access
 from fedlearn_aggregator.metrics import Traffic
+from fedlearn_aggregator.patience import GRACE_S, KEEP_ALIVE_S, LEAST_RATE, Patience
 from fedlearn_aggregator.shelf import Shelf
 from fedlearn_aggregator.writer import Writer
 
@@ -41,11 +42,6 @@ CBOR = "application/cbor"
 MAX_CHECK_IN_BYTES = 4096
 # A certificate signing request and a token.
 MAX_ENROLMENT_BYTES = 4096
-# Time to read one body. The slowest link that we serve is a 2G modem of some 10 kB/s.
-BODY_TIMEOUT_S = 60.0
-# Above the longest hold and jitter of a check-in, so that a waiting device keeps its connection;
-# it also ends connections that never complete a request.
-KEEP_ALIVE_S = 75.0
 # A full disk is for a person to mend.
 RETRY_AFTER_S = 30
 
@@ -64,14 +60,15 @@ class Server:
         *,
         access: Access | None = None,
         hold_s: float = HOLD_S,
-        body_timeout_s: float = BODY_TIMEOUT_S,
+        grace_s: float = GRACE_S,
     ) -> None:
         self._coordinator = coordinator
         self._writer = writer
         self._access = access
         self._shelf = Shelf(writer)
         self._traffic = Traffic()
-        self._body_timeout_s = body_timeout_s
+        self._grace_s = grace_s
+        self.patience = Patience()
         self._reporting = asyncio.Lock()
         self._faults = Repeated(_log)
         self.check_ins = CheckIns(coordinator, rng, hold_s=hold_s)
@@ -208,7 +205,7 @@ class Server:
 
     async def _metrics(self, request: web.Request) -> web.Response:
         self._require_viewer(request)
-        page = metrics.render(self._coordinator, self.check_ins, self._traffic)
+        page = metrics.render(self._coordinator, self.check_ins, self._traffic, self.patience)
         return web.Response(body=page.encode(), headers={"Content-Type": metrics.CONTENT_TYPE})
 
     async def _body(self, request: web.Request, limit: int) -> bytes:
@@ -219,20 +216,25 @@ class Server:
         if (request.content_length or 0) > limit:
             raise too_large
         body = bytearray()
+        until_s = asyncio.get_running_loop().time() + self._grace_s
         try:
-            async with asyncio.timeout(self._body_timeout_s):
+            async with asyncio.timeout_at(until_s) as patience:
                 async for chunk in request.content.iter_any():
                     body += chunk
                     if len(body) > limit:
                         raise too_large
+                    patience.reschedule(until_s + len(body) / LEAST_RATE)
         except TimeoutError as error:
-            raise ProtocolError("the body took too long", status=408) from error
+            raise ProtocolError("the body comes too slowly", status=408) from error
         self._traffic.body_bytes_in += len(body)
         return bytes(body)
 
     @web.middleware
     async def _answer_errors(self, request: web.Request, handler: _Handler) -> web.StreamResponse:
         """Every failure becomes a Refusal; only those of our own keep a traceback, in the log."""
+        # It is gone when the answer is there and the peer has left.
+        transport = request.transport
+        self.patience.handling(transport)
         try:
             response = await handler(request)
         except ProtocolError as error:
@@ -262,6 +264,7 @@ class Server:
                 request.remote,
                 response.status,
             )
+        self.patience.handled(transport)
         route = request.match_info.route.resource
         name = route.canonical if route else "unknown"
         self._traffic.responses[name, str(response.status)] += 1

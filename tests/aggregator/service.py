@@ -14,8 +14,6 @@ from pathlib import Path
 from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
-from aiohttp import web
-
 from fedlearn.trainer.tails import trainable_tensors
 from fedlearn.wire.messages import Limits, TrainingPlan
 from fedlearn_aggregator import schema
@@ -24,6 +22,7 @@ from fedlearn_aggregator.coordinator import Coordinator
 from fedlearn_aggregator.identity.access import Access
 from fedlearn_aggregator.identity.folder import Folder
 from fedlearn_aggregator.optimizers import OptimizerSettings
+from fedlearn_aggregator.patience import PatientSite
 from fedlearn_aggregator.rounds import Policy
 from fedlearn_aggregator.server import Server
 from fedlearn_aggregator.task import Task, largest_update
@@ -68,7 +67,7 @@ async def service(
     task: Task | None = None,
     *,
     hold_s: float = 5.0,
-    body_timeout_s: float = 5.0,
+    grace_s: float = 5.0,
     identity: Folder | None = None,
 ) -> AsyncIterator[Service]:
     """Serve `task`, or what the directory holds already; over TLS with an `identity`."""
@@ -82,12 +81,13 @@ async def service(
         random.Random(1),
         access=Access(identity) if identity else None,
         hold_s=hold_s,
-        body_timeout_s=body_timeout_s,
+        grace_s=grace_s,
     )
     runner = server.runner()
     await runner.setup()
     context = identity.server_context() if identity else None
-    await web.TCPSite(runner, "127.0.0.1", 0, ssl_context=context).start()
+    await PatientSite(runner, "127.0.0.1", 0, server.patience, ssl_context=context).start()
+    watching = asyncio.create_task(server.patience.run())
     rounds = asyncio.create_task(coordinator.run())
     try:
         port = runner.addresses[0][1]
@@ -99,7 +99,8 @@ async def service(
         server.stop()
         await runner.cleanup()
         rounds.cancel()
-        await asyncio.wait({rounds})
+        watching.cancel()
+        await asyncio.wait({rounds, watching})
         writer.close()
 
 

@@ -104,7 +104,7 @@ def test_malformed_http_is_one_line_in_the_log(
 
 def test_a_slow_peer_is_sent_away(tmp_path: Path) -> None:
     async def scenario() -> None:
-        async with service(tmp_path, make_task(POLICY), body_timeout_s=0.2) as running:
+        async with service(tmp_path, make_task(POLICY), grace_s=0.2) as running:
 
             def slow() -> bytes:
                 with socket.create_connection(address(running), 5.0) as peer:

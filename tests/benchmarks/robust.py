@@ -41,6 +41,10 @@ RULES = {
     "trimmed-mean": AggregationSettings(Rule.TRIMMED_MEAN),
     "krum": AggregationSettings(Rule.KRUM),
     "multi-krum": AggregationSettings(Rule.MULTI_KRUM),
+    "mean, without outliers": AggregationSettings(drop=3.0),
+    "median, without outliers": AggregationSettings(Rule.MEDIAN, drop=3.0),
+    "trimmed-mean, without outliers": AggregationSettings(Rule.TRIMMED_MEAN, drop=3.0),
+    "mean, clipped, without outliers": AggregationSettings(clip=1.0, drop=3.0),
 }
 
 
