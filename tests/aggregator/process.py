@@ -51,11 +51,19 @@ class Aggregator:
 
 
 @contextmanager
-def serve(data_dir: Path, *arguments: str, trust: str = "--insecure") -> Iterator[Aggregator]:
-    """Serve on a free port until the end of the context, or of the process before that."""
+def serve(
+    data_dir: Path,
+    *arguments: str,
+    trust: str = "--insecure",
+    module: str = "fedlearn_aggregator",
+) -> Iterator[Aggregator]:
+    """Serve on a free port until the end of the context, or of the process before that.
+
+    `module` is another program in its place, for controls.
+    """
     where = ["--data-dir", str(data_dir), "--host", "127.0.0.1", "--port", "0"]
     process = subprocess.Popen(
-        [*COMMAND, "serve", *where, *trust.split(), *arguments],
+        [sys.executable, "-m", module, "serve", *where, *trust.split(), *arguments],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,

@@ -28,32 +28,37 @@ SECONDS = 5.0  # on a slow machine fewer bodies are tried
 
 
 def mutations(seeds: list[bytes], seed: int) -> Iterator[bytes]:
-    """Bodies near the valid ones: bytes changed, cut, doubled, moved, spliced; some just noise."""
+    """As many as there is time for."""
     rng = random.Random(seed)
     until = time.monotonic() + SECONDS
     for _ in range(BODIES):
-        body = bytearray(rng.choice(seeds))
-        for _ in range(rng.choice((1, 1, 1, 2, 5))):
-            at = rng.randrange(len(body) + 1)
-            end = at + rng.randrange(12)
-            match rng.randrange(8):
-                case 0 | 1:
-                    body[at : at + 1] = rng.randbytes(1)
-                case 2 if at < len(body):
-                    body[at] ^= 1 << rng.randrange(8)
-                case 3:
-                    del body[at:end]
-                case 4:
-                    body[at:at] = body[at:end] * rng.randrange(1, 4)
-                case 5:
-                    body[at:] = rng.choice(seeds)[rng.randrange(20) :]
-                case 6:  # a head with a lie about what follows
-                    body[at : at + 1] = bytes([rng.randrange(256) | 24]) + rng.randbytes(4)
-                case _ if rng.random() < 0.1:
-                    body[:] = rng.randbytes(rng.randrange(60))
-        yield bytes(body)
+        yield mutated(seeds, rng)
         if time.monotonic() > until:
             return
+
+
+def mutated(seeds: list[bytes], rng: random.Random) -> bytes:
+    """A body near the valid ones: bytes changed, cut, doubled, moved, spliced; some just noise."""
+    body = bytearray(rng.choice(seeds))
+    for _ in range(rng.choice((1, 1, 1, 2, 5))):
+        at = rng.randrange(len(body) + 1)
+        end = at + rng.randrange(12)
+        match rng.randrange(8):
+            case 0 | 1:
+                body[at : at + 1] = rng.randbytes(1)
+            case 2 if at < len(body):
+                body[at] ^= 1 << rng.randrange(8)
+            case 3:
+                del body[at:end]
+            case 4:
+                body[at:at] = body[at:end] * rng.randrange(1, 4)
+            case 5:
+                body[at:] = rng.choice(seeds)[rng.randrange(20) :]
+            case 6:  # a head with a lie about what follows
+                body[at : at + 1] = bytes([rng.randrange(256) | 24]) + rng.randbytes(4)
+            case _ if rng.random() < 0.1:
+                body[:] = rng.randbytes(rng.randrange(60))
+    return bytes(body)
 
 
 def test_messages() -> None:
