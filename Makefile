@@ -16,7 +16,7 @@ OE ?=
 OE_USER ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help openssl demo qemu test test-benchmarks lint layer-check bench-accuracy bench-trainer bench-robust bench-qemu image flash clean
+.PHONY: help openssl demo qemu test test-benchmarks lint layer-check bench-accuracy bench-trainer bench-faults bench-robust bench-qemu image flash clean
 
 help: ## Show what there is to make
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-16s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -64,6 +64,9 @@ bench-accuracy: $(BENCH)/done ## int8 against float32 federated learning, side b
 
 bench-trainer: $(BENCH)/done ## Speed and memory of training against PyTorch and TFLite's own training
 	@$(BENCH)/bin/python -m tests.benchmarks.trainer $(ARGS)
+
+bench-faults: $(VENV)/dev ## kill -9, full disks, floods, impostors, load: what must hold, in figures
+	@$(RUN)/python -m tests.benchmarks.faults $(ARGS)
 
 bench-robust: $(VENV)/dev ## Accuracy with hostile devices, by aggregation rule
 	@$(RUN)/python -m tests.benchmarks.robust $(ARGS)

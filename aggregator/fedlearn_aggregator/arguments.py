@@ -237,8 +237,8 @@ def _init(command: argparse.ArgumentParser) -> None:
         type=float,
         default=0.0,
         metavar="NORM",
-        help="refuse an update with a larger l2 norm, in real units (default: none; the log of "
-        "serve shows the norms of each round)",
+        help="refuse an update with a larger l2 norm, in real units (default: none). With any of "
+        "these bounds the log of serve shows the norms of each round",
     )
     keep = command.add_argument_group("retention").add_argument
     keep(

@@ -14,6 +14,7 @@ import logging
 import time
 from collections import Counter
 from collections.abc import Awaitable, Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from statistics import median
 from typing import TypeVar
 
@@ -58,6 +59,8 @@ class Coordinator:
         self.downloads = Tally()  # of the round, see `count_download`
         self.trouble = ""  # why the round cannot go on, while it cannot
         self._faults = Repeated(_log)
+        # One thread: more would only take the interpreter from the event loop, and from each other.
+        self._checking = ThreadPoolExecutor(1, "check")
         self._progress = asyncio.Event()
         self._row: RoundRow
         self._sums: DeltaSum
@@ -100,7 +103,7 @@ class Coordinator:
             for device, body in (await writer.do(store.load_bodies, row.number)).items():
                 checked = updates.check(body, self.task, row.number, self.model, device)
                 self._sums.add(checked.update.samples, checked.deltas)
-                self._norms[checked.update.device] = checked.norm
+                self._norms[checked.update.device] = checked.norm or 0.0
                 self._reports.append(checked.update.ranges)
         return self
 
@@ -192,7 +195,9 @@ class Coordinator:
             return await self._old_receipt(number, device, digest)
         verdict = current.judge(device, digest, _monotonic())
         if verdict is Verdict.ACCEPTED:
-            checked = await asyncio.to_thread(updates.check, body, self.task, number, model, device)
+            checked = await asyncio.get_running_loop().run_in_executor(
+                self._checking, updates.check, body, self.task, number, model, device
+            )
             # The round may have moved on meanwhile.
             verdict = current.reserve(device, digest, _monotonic())
             if verdict is Verdict.ACCEPTED:
@@ -224,7 +229,7 @@ class Coordinator:
         else:
             current.stored(update.device)
             self._sums.add(update.samples, checked.deltas)
-            self._norms[update.device] = checked.norm
+            self._norms[update.device] = checked.norm or 0.0
             self._reports.append(update.ranges)
         finally:
             del self._keeping[update.device]
@@ -336,24 +341,26 @@ class Coordinator:
         deadline_s = self.round.deadline_s or _monotonic()
         started_s = deadline_s - self.task.policy.deadline_s
         _log.info(
-            "round %d %s: %d updates of %d devices, %d samples, norms %s, %.1f s, model %s",
+            "round %d %s: %d updates of %d devices, %d samples, %s%.1f s, model %s",
             self.round.number,
             final,
             self._sums.updates,
             len(self.round.seats),
             self._sums.samples,
-            _norms_in_words(list(self._norms.values())),
+            self._norms_in_words(),
             _monotonic() - started_s,
             current.hex()[:12],
         )
 
+    def _norms_in_words(self) -> str:
+        norms = list(self._norms.values())
+        if not norms or not self.task.aggregation.in_real_units:
+            return ""
+        return f"norms {median(norms):.3g} (median) to {max(norms):.3g}, "
+
 
 def _monotonic() -> float:
     return asyncio.get_running_loop().time()
-
-
-def _norms_in_words(norms: list[float]) -> str:
-    return f"{median(norms):.3g} (median) to {max(norms):.3g}" if norms else "none"
 
 
 def _receipt(number: int, device: str, verdict: Verdict) -> Receipt:

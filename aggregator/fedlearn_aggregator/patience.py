@@ -29,6 +29,8 @@ LEAST_RATE = 1000.0
 GRACE_S = 10.0
 # Above the longest hold and jitter of a check-in, so that a waiting device keeps its connection.
 KEEP_ALIVE_S = 75.0
+# After an answer that came before the end of the body, for the peer to see it.
+LINGER_S = 2.0
 LOOK_S = 1.0
 
 

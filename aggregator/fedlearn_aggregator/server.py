@@ -33,7 +33,7 @@ from fedlearn_aggregator.download import file_response, parse_digest
 from fedlearn_aggregator.faults import Repeated
 from fedlearn_aggregator.identity.access import Access
 from fedlearn_aggregator.metrics import Traffic
-from fedlearn_aggregator.patience import GRACE_S, KEEP_ALIVE_S, LEAST_RATE, Patience
+from fedlearn_aggregator.patience import GRACE_S, KEEP_ALIVE_S, LEAST_RATE, LINGER_S, Patience
 from fedlearn_aggregator.shelf import Shelf
 from fedlearn_aggregator.writer import Writer
 
@@ -96,6 +96,8 @@ class Server:
             # A device that hung up must not take a seat.
             handler_cancellation=True,
             keepalive_timeout=KEEP_ALIVE_S,
+            # The rest of a body that was refused is thrown away for so long.
+            lingering_time=LINGER_S,
             # Bodies are counted as they come; nobody may send one that grows here.
             auto_decompress=False,
             # Held check-ins are released by `stop`; whoever is still busy then gets a moment.

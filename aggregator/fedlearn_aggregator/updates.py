@@ -11,7 +11,7 @@ from typing import Literal
 import numpy as np
 import numpy.typing as npt
 
-from fedlearn.errors import ModelError, ProtocolError
+from fedlearn.errors import ProtocolError
 from fedlearn.model import Model
 from fedlearn.wire import codec, delta
 from fedlearn.wire.messages import TrainableTensor, Update
@@ -28,12 +28,13 @@ _INT8 = np.iinfo(np.int8)
 class CheckedUpdate:
     """An update that may be added to the round's sum.
 
-    `deltas` are int32 in the tensor's shape; `norm` is their l2 norm in real units.
+    `deltas` are int32 in the tensor's shape; `norm` is their l2 norm in real units, known where the
+    task asks for it.
     """
 
     update: Update
     deltas: dict[int, npt.NDArray[np.int32]]
-    norm: float
+    norm: float | None
     body: bytes
     digest: bytes
 
@@ -60,17 +61,12 @@ def check(body: bytes, task: Task, number: int, model: Model, device: str) -> Ch
         tensor.index: _decode(wanted[tensor.index], tensor.encoding, tensor.data, model)
         for tensor in update.tensors
     }
-    size = _norm(deltas, task, model)
-    if 0 < task.aggregation.max_norm < size:
+    size = None
+    if task.aggregation.in_real_units:
+        size = norm(deltas, grid_scales(model, task.tensors))
+    if size is not None and 0 < task.aggregation.max_norm < size:
         _refuse(f"the update's norm of {size:.6g} is above {task.aggregation.max_norm:g}")
     return CheckedUpdate(update, deltas, size, body, hashlib.sha256(body).digest())
-
-
-def _norm(deltas: dict[int, npt.NDArray[np.int32]], task: Task, model: Model) -> float:
-    try:
-        return norm(deltas, grid_scales(model, task.tensors))
-    except ModelError:
-        return math.nan  # a bias without a scale; `init` refuses a task that needs norms of it
 
 
 def opener(body: bytes, task: Task, model: Model) -> Opener:

@@ -23,14 +23,14 @@ class Bodies:
     The task must not move its model, see `STILL`.
     """
 
-    def __init__(self, model: Model | None = None, share: float = 0.17) -> None:
+    def __init__(self, model: Model | None = None, share: float = 0.3) -> None:
         model = model or start_model()
         rng = np.random.default_rng(1)
         tensors = []
         for tensor in trainable_tensors(model, "all"):
             old = model.array(tensor.index).astype(np.int64)
             # Towards zero, so that every weight stays within int8.
-            step = -np.sign(old) * (rng.random(old.shape) < share)
+            step = np.where(rng.random(old.shape) < share, -np.sign(old), 0)
             encoding, data = delta.encode_delta(step)
             tensors.append(EncodedTensor(tensor.index, encoding, data))
         self._tensors = tuple(tensors)

@@ -2,8 +2,8 @@
 """A disk that refuses at every write: 5xx, no acknowledgement, and on when it is well again.
 
 Two ways, each at many points of the data that a request writes. ENOSPC: the store is on a tmpfs of
-its own with room for so many bytes and no more. EIO, or what SQLite makes of it: the process may not
-write beyond an offset of any file (RLIMIT_FSIZE; write fails with EFBIG, SQLite says I/O error).
+its own with room for so many bytes and no more. EIO, or what SQLite makes of it: the process may
+not write beyond an offset of any file (RLIMIT_FSIZE: EFBIG, which SQLite calls an I/O error).
 
     python -m tests.benchmarks.faults.disk FOLDER POINTS
 
@@ -39,18 +39,22 @@ _STEP = 2048
 def ordeal(folder: Path, *, points: int, ack_anyway: bool = False) -> dict[str, Any]:
     """Both ways, in a namespace; figures. Raises OSError where there is none."""
     folder.mkdir(parents=True, exist_ok=True)
-    user = [] if os.geteuid() == 0 else ["--user", "--map-root-user"]
     module = [sys.executable, "-m", "tests.benchmarks.faults.disk", str(folder), str(points)]
+    figures: dict[str, Any] = json.loads(
+        in_namespace([*module, *(["--ack-anyway"] if ack_anyway else [])])
+    )
+    return figures
+
+
+def in_namespace(command: list[str]) -> str:
+    """What a command prints in a mount namespace of its own. Raises OSError where there is none."""
+    user = [] if os.geteuid() == 0 else ["--user", "--map-root-user"]
     done = subprocess.run(
-        ["unshare", *user, "--mount", *module, *(["--ack-anyway"] if ack_anyway else [])],
-        capture_output=True,
-        text=True,
-        check=False,
+        ["unshare", *user, "--mount", *command], capture_output=True, text=True, check=False
     )
     if done.returncode:
         raise OSError(f"no namespace, or no end: {done.stderr[-2000:]}")
-    figures: dict[str, Any] = json.loads(done.stdout)
-    return figures
+    return done.stdout
 
 
 def faults(figures: dict[str, Any]) -> list[str]:
@@ -107,11 +111,11 @@ def _check_in(device: Device) -> TrainOrder | Wait | int:
     return codec.decode((TrainOrder, Wait), answer.body, max_bytes=MAX_BYTES)
 
 
-def _until_open(device: Device) -> None:
-    """The last round is on the disk, and the next one takes devices."""
+def _until_open(device: Device, ended: int) -> None:
+    """Round `ended` is on the disk, and the next one takes devices."""
     while True:
-        status = json.loads(device.request("GET", "/v1/status").body)
-        if status["rounds"][-1]["state"] in ("open", "training"):
+        newest = json.loads(device.request("GET", "/v1/status").body)["rounds"][-1]
+        if newest["number"] > ended and newest["state"] in ("open", "training"):
             return
         time.sleep(0.02)
 
@@ -131,7 +135,7 @@ def _endure(folder: Path, points: int, way: Any, *, ack_anyway: bool) -> dict[st
         device.timeout_s = 60.0
         for point in range(1, points + 1):
             room = point % 40 * _STEP
-            _until_open(device)
+            _until_open(device, max(acked, default=0))
             first = device.order() if point % 2 else None
             body = device.train(first) if first else b""
             with way(aggregator, folder, room):

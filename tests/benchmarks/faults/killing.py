@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """kill -9 of the aggregator at random points: nothing acknowledged is lost or counted twice.
 
-Every device delivers in every round, so the final model is that of an undisturbed run to the bit, if
-and only if each update counts once. Against `hasty`, which acknowledges before it commits, the same
-must find updates that are lost.
+Every device delivers in every round, so the final model is that of an undisturbed run to the bit,
+if and only if each update counts once. Against `hasty`, which acknowledges before it commits, the
+same must find updates that are lost.
 """
 
 from __future__ import annotations

@@ -2,8 +2,8 @@
 """Malformed bodies against the codec and over HTTP.
 
 Invariant: the codec gives a message or raises ProtocolError, the server answers 4xx (or takes what
-happens to be a message of the protocol), each within 50 ms; memory stays where it was, and the limit
-of a body is enforced while it comes, before anything is decoded.
+happens to be a message of the protocol), each within 50 ms; memory stays where it was, and the
+limit of a body is enforced while it comes, before anything is decoded.
 """
 
 from __future__ import annotations

@@ -96,7 +96,8 @@ def test_the_update_holds_what_training_gives(
 
 def test_a_small_budget_trains_a_part(worker: Worker, job: TrainJob, digits: Model) -> None:
     last = [tensor.index for tensor in trainable_tensors(digits, "last")]
-    budget = measure(digits, last, PLAN, 300).total + 8
+    # What is measured differs by some KiB from one process to another.
+    budget = measure(digits, last, PLAN, 300).total + 64
     done = worker.run(replace(job, budget_kib=budget))
     assert isinstance(done, Done)
     trained = {tensor.index for tensor in codec.decode(Update, done.body, max_bytes=10**5).tensors}
