@@ -217,6 +217,12 @@ def _init(command: argparse.ArgumentParser) -> None:
         f"(default: {AggregationSettings().hostile})",
     )
     defence(
+        "--mix-nearest",
+        action="store_true",
+        help="average each update with its nearest before a median or trimmed mean: for devices "
+        "with unlike data",
+    )
+    defence(
         "--clip-update-norm",
         type=float,
         default=0.0,

@@ -154,6 +154,7 @@ def _task(options: argparse.Namespace, model: Model) -> Task:
             clip=options.clip_update_norm,
             drop=options.drop_update_norm,
             max_norm=options.max_update_norm,
+            mix=options.mix_nearest,
         ),
     )
 

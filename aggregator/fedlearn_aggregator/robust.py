@@ -12,6 +12,11 @@ of updates that may be hostile, a share of those that a round has.
     mean           of what is left after clipping (Sun et al. 2019, "Can You Really Backdoor
                    Federated Learning?"); the bound follows the round's median norm
 
+**Mixing.** Devices with unlike data send unlike updates; honest values lie far apart, and a
+minority shifts a median by much of that distance. So, if asked to, each update is first replaced by
+the mean of the n - f that are nearest to it, itself included (Allouah et al. 2023, "Fixing by
+Mixing: A Recipe for Optimal Byzantine ML under Heterogeneity").
+
 **Ties.** A delta counts whole steps of int8, and four in five are zero: the plain median of each
 coordinate would be zero, and nothing would be learnt. But a value d stands for all real ones that
 round to it, so t equal values are spread evenly over [d - 1/2, d + 1/2], as for the median of
@@ -62,7 +67,7 @@ class AggregationSettings:
     `hostile` is the share of a round's updates that may be hostile. An update whose l2 norm in real
     units is above `clip` times the round's median norm is scaled down to that, and one above `drop`
     times it is left out; 0: none is. One above `max_norm`, in real units, is refused at once; 0:
-    none is.
+    none is. With `mix` each update is averaged with its nearest before a median or trimmed mean.
     """
 
     rule: Rule = Rule.MEAN
@@ -70,10 +75,16 @@ class AggregationSettings:
     clip: float = 0.0
     drop: float = 0.0
     max_norm: float = 0.0
+    mix: bool = False
 
     def __post_init__(self) -> None:
         if not 0 <= self.hostile < 0.5:
             raise ConfigError("the share of hostile updates must be from 0 to below 0.5")
+        if self.mix and self.rule not in (Rule.MEDIAN, Rule.TRIMMED_MEAN):
+            raise ConfigError(
+                f"{self.rule} does not mix",
+                hint="--mix-nearest is for --aggregation median and trimmed-mean",
+            )
         if 0 < self.drop < 1:
             raise ConfigError(
                 "half of all updates are above the median norm, and would be left out",
@@ -91,7 +102,7 @@ class AggregationSettings:
     def in_real_units(self) -> bool:
         """Whether it needs the scales of the grid."""
         by_norm = bool(self.clip or self.drop or self.max_norm)
-        return by_norm or self.rule in (Rule.KRUM, Rule.MULTI_KRUM)
+        return by_norm or self.mix or self.rule in (Rule.KRUM, Rule.MULTI_KRUM)
 
     def tolerated(self, updates: int) -> int:
         """f: how many of so many updates may be hostile."""
@@ -136,9 +147,13 @@ def aggregate(
         updates, norms = [updates[at] for at in kept], [norms[at] for at in kept]
     factors = _factors(settings, norms)
     if settings.rule in (Rule.KRUM, Rule.MULTI_KRUM):
-        chosen = _closest(settings.rule, tensors, updates, scales, factors=factors, f=f)
+        apart = _distances(tensors, updates, scales, factors)
+        chosen = _closest(settings.rule, apart, f)
         updates, factors = [updates[at] for at in chosen], factors[chosen]
         f = 0
+    nearest = None
+    if settings.mix:
+        nearest = _nearest(_distances(tensors, updates, scales, factors), len(updates) - f)
     result: Arrays = {}
     for tensor in tensors:
         moved = np.zeros(math.prod(tensor.shape))
@@ -148,8 +163,13 @@ def aggregate(
                 for each, factor in zip(updates, factors, strict=True)
                 if (delta := each(tensor.index)) is not None
             ]
-            if len(rows) > 2 * f:
-                moved[cut] = _combine(settings.rule, np.stack(rows), f)
+            if len(rows) <= 2 * f:
+                continue
+            stacked = np.stack(rows)
+            if nearest is None or len(rows) < len(updates):
+                moved[cut] = _combine(settings.rule, stacked, f)
+            else:  # as sums, which are whole numbers as deltas are
+                moved[cut] = _combine(settings.rule, nearest @ stacked, f) / (len(updates) - f)
         result[tensor.index] = moved.reshape(tensor.shape)
     return result
 
@@ -208,16 +228,13 @@ def _mean(rows: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
     return total / np.float64(max(len(rows), 1))
 
 
-def _closest(
-    rule: Rule,
+def _distances(
     tensors: Sequence[TrainableTensor],
     updates: Sequence[Opener],
     scales: Scales,
-    *,
     factors: npt.NDArray[np.float64],
-    f: int,
-) -> npt.NDArray[np.intp]:
-    """Places of the updates that Krum chooses, ascending. Tensors that were left out count as 0."""
+) -> npt.NDArray[np.float64]:
+    """Squared l2 distances in real units: [n, n]. Tensors that were left out count as 0."""
     count = len(updates)
     squared = np.zeros((count, count))
     for tensor in tensors:
@@ -230,8 +247,25 @@ def _closest(
                     rows[at] = delta.ravel()[cut] * steps[cut] * factors[at]
             for at in range(count):
                 squared[at] += np.square(rows - rows[at]).sum(axis=1)
-    np.fill_diagonal(squared, np.inf)
-    nearest = np.sort(squared, axis=1)[:, : max(count - f - 2, 1)]
+    return squared
+
+
+def _closest(rule: Rule, squared: npt.NDArray[np.float64], f: int) -> npt.NDArray[np.intp]:
+    """Places of the updates that Krum chooses, ascending."""
+    count = len(squared)
+    others = squared.copy()
+    np.fill_diagonal(others, np.inf)
+    nearest = np.sort(others, axis=1)[:, : max(count - f - 2, 1)]
     wanted = 1 if rule is Rule.KRUM else count - f
     best = np.argsort(nearest.sum(axis=1), kind="stable")[:wanted]
     return np.sort(best)
+
+
+def _nearest(squared: npt.NDArray[np.float64], wanted: int) -> npt.NDArray[np.float64]:
+    """1 for each row's nearest, itself included, 0 for the others: [n, n]."""
+    own_first = squared.copy()
+    np.fill_diagonal(own_first, -1.0)
+    places = np.argsort(own_first, axis=1, kind="stable")[:, :wanted]
+    chosen = np.zeros_like(squared)
+    np.put_along_axis(chosen, places, 1.0, axis=1)
+    return chosen

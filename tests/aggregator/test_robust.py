@@ -152,6 +152,25 @@ def test_a_clipped_update_has_the_median_norm() -> None:
     assert wide == pytest.approx([(1 + 2 + 900 * scaled) / 3] * 8)
 
 
+@pytest.mark.parametrize("rule", [Rule.MEDIAN, Rule.TRIMMED_MEAN])
+def test_mixing_replaces_each_by_the_mean_of_its_nearest(rule: Rule) -> None:
+    """Two groups of honest ones with unlike data, and a hostile one."""
+    values = [0, 0, 1, 8, 9, 9, -60, 0, 1, 9]
+    rows = [update(*[value] * 8) for value in values]
+    settings = AggregationSettings(rule, hostile=0.1, mix=True)
+    mixed = []
+    for value in values:
+        near = sorted(range(10), key=lambda at: (abs(values[at] - value), at))[:9]
+        mixed.append(sum(values[at] for at in near))
+    expected = float(spread_mean(mixed, 4 if rule is Rule.MEDIAN else 1)) / 9
+    assert flat(combined(settings, rows)) == pytest.approx([expected] * 8)
+    # The control: the same without.
+    plain = AggregationSettings(rule, hostile=0.1)
+    assert flat(combined(plain, rows)) != pytest.approx([expected] * 8, abs=0.1)
+    with pytest.raises(ConfigError, match="does not mix"):
+        AggregationSettings(Rule.KRUM, mix=True)
+
+
 def test_an_update_that_is_left_out() -> None:
     rows = [update(*[1] * 8), update(*[2] * 8), update(*[2] * 8), update(*[-900] * 8)]
     found = flat(combined(AggregationSettings(drop=3.0), rows))

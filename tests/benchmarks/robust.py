@@ -41,6 +41,8 @@ RULES = {
     "trimmed-mean": AggregationSettings(Rule.TRIMMED_MEAN),
     "krum": AggregationSettings(Rule.KRUM),
     "multi-krum": AggregationSettings(Rule.MULTI_KRUM),
+    "median, mixed": AggregationSettings(Rule.MEDIAN, mix=True),
+    "trimmed-mean, mixed": AggregationSettings(Rule.TRIMMED_MEAN, mix=True),
     "mean, without outliers": AggregationSettings(drop=3.0),
     "median, without outliers": AggregationSettings(Rule.MEDIAN, drop=3.0),
     "trimmed-mean, without outliers": AggregationSettings(Rule.TRIMMED_MEAN, drop=3.0),
