@@ -26,6 +26,7 @@ SPLITS = {
     "asyncio": "asyncio",
     "concurrent.futures": "asyncio",
     "ctypes": "ctypes",
+    "datetime": "datetime",
     "difflib": "difflib",
     "fcntl": "fcntl",
     "hashlib": "crypt",
