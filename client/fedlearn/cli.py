@@ -18,8 +18,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from fedlearn import command
+from fedlearn.collect import cli as collecting
+from fedlearn.collect.settings import told
 from fedlearn.config import DEFAULT_PATH, Config, PolicyConfig, TrainingConfig, keys, load_config
-from fedlearn.errors import DatasetError, ExitCode
+from fedlearn.errors import DatasetError, ExitCode, FedlearnError
 from fedlearn.log import LEVELS, setup
 from fedlearn.plan_arguments import add_plan, add_what_is_trained, plan_of, real, whole
 from fedlearn.text import counted
@@ -76,6 +78,26 @@ def _parser() -> argparse.ArgumentParser:
     )
     _add_config(status)
     _add_json(status)
+
+    collect = _add(
+        commands,
+        "collect",
+        collecting.collect,
+        "collect windows of a sensor's stream, until stopped",
+        collecting.COLLECT_HELP,
+    )
+    _add_config(collect)
+    collect.add_argument("--log-level", choices=LEVELS, default="info")
+
+    label = _add(
+        commands,
+        "label",
+        collecting.label,
+        "give a label to what a sensor sends, or has sent",
+        collecting.LABEL_HELP,
+    )
+    _add_config(label)
+    collecting.add_label_arguments(label)
 
     model = commands.add_parser("model", help="inspect, evaluate or train a .tflite file")
     _add_model_commands(model.add_subparsers(required=True, metavar="COMMAND", prog=model.prog))
@@ -224,7 +246,7 @@ def _agent(options: argparse.Namespace) -> int:
 
 
 def _meaning(config: Config) -> str:
-    aggregator = config.aggregator
+    aggregator, kind = config.aggregator, config.source.kind
     where = ", ".join(aggregator.interfaces) or "all interfaces"
     trust = []
     if aggregator.ca or aggregator.url.startswith("https:"):
@@ -241,6 +263,7 @@ def _meaning(config: Config) -> str:
         f"aggregator  {aggregator.url or f'found by mDNS on {where}'}, {' or '.join(trust)}",
         f"identity    {_identity(config)}",
         f"data        {shown}",
+        *([f"sensor      {told(config.source, config.samples, config.ring)}"] * bool(kind)),
         f"training    {_cost(config.training)}",
         f"policy      {_limits(config.policy)}",
         f"state       {config.device.state_dir}",
@@ -278,11 +301,24 @@ def _limits(policy: PolicyConfig) -> str:
 
 def _status(options: argparse.Namespace) -> int:
     from fedlearn.agent.status import describe, is_alive, read_status
+    from fedlearn.collect import report
 
     config = load_config(options.config)
-    status = read_status(config.device.runtime_dir / "status.json")
+    collected = report.read(config.device.runtime_dir / report.FILE)
+    try:
+        status = read_status(config.device.runtime_dir / "status.json")
+    except FedlearnError:
+        if collected is not None and not options.json:  # it may run without an agent
+            print(report.describe(collected))
+        raise
     alive = is_alive(status)
-    print(json.dumps({"alive": alive, **asdict(status)}) if options.json else describe(status))
+    if options.json:
+        collect = None if collected is None else {"alive": collected.alive, **asdict(collected)}
+        print(json.dumps({"alive": alive, **asdict(status), "collect": collect}))
+    else:
+        print(describe(status))
+        if collected is not None:
+            print(report.describe(collected))
     return ExitCode.OK if alive else ExitCode.FAILURE
 
 

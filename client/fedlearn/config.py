@@ -11,11 +11,19 @@ import re
 import socket
 import tomllib
 from collections.abc import Iterator, Mapping
-from dataclasses import MISSING, dataclass, field, fields
+from dataclasses import MISSING, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Annotated, Any, get_args, get_origin, get_type_hints
 
 from fedlearn.agent.endpoint import parse_url
+from fedlearn.collect.segment import parse_name
+from fedlearn.collect.settings import (
+    RingConfig,
+    SamplesConfig,
+    ScoreConfig,
+    SourceConfig,
+    check_source,
+)
 from fedlearn.errors import ConfigError, DatasetError
 from fedlearn.wire.messages import NAME, TOKEN, Pattern, Range
 
@@ -78,17 +86,28 @@ class AggregatorConfig:
 class DataConfig:
     """`[data]`: what this device learns from."""
 
-    path: Annotated[Path, "npz file with arrays x (inputs) and y (labels); it stays on the device"]
+    path: Annotated[
+        Path | None,
+        "npz file with arrays x (inputs) and y (labels), or a ring; it stays on the device; "
+        "default: the ring of [source]",
+    ] = None
 
     def check(self) -> None:
-        """Raise `DatasetError` unless the file is there."""
+        """Raise `DatasetError` unless there are data."""
+        assert self.path is not None  # parse_config sees to it
         try:
-            found = self.path.is_file()
+            is_ring, found = self.path.is_dir(), self.path.is_file()
+            if is_ring:
+                found = any(parse_name(each.name) for each in self.path.iterdir())
         except OSError as error:  # a directory on the way may not be entered, or the disk fails
             raise DatasetError(
                 f"cannot look for the training data: {error.strerror}",
                 hint=f"let the agent's user read {self.path}, or change data.path",
             ) from error
+        if is_ring and not found:
+            raise DatasetError(
+                f"there are no windows in {self.path} yet", hint="fedlearn collect fills it"
+            )
         if not found:
             raise DatasetError(f"there is no training data at {self.path}", hint="check data.path")
 
@@ -170,10 +189,14 @@ class Config:
     """All of the configuration."""
 
     aggregator: AggregatorConfig
-    data: DataConfig
+    data: DataConfig = DataConfig()
     device: DeviceConfig = field(default_factory=DeviceConfig)
     training: TrainingConfig = TrainingConfig()
     policy: PolicyConfig = PolicyConfig()
+    source: SourceConfig = field(default_factory=SourceConfig)
+    samples: SamplesConfig = field(default_factory=SamplesConfig)
+    ring: RingConfig = field(default_factory=RingConfig)
+    score: ScoreConfig = field(default_factory=ScoreConfig)
 
 
 def load_config(path: Path) -> Config:
@@ -206,9 +229,22 @@ def parse_config(values: Mapping[str, object], base: Path) -> Config:
         name: _parse_section(name, kind, values.get(name, {}), base)
         for name, kind in sections.items()
     }
-    config = Config(**parsed)
+    config = _with_ring(Config(**parsed))
     _check_trust(config.aggregator)
+    check_source(config.source, config.samples, config.ring)
     return config
+
+
+def _with_ring(config: Config) -> Config:
+    """Fill in where the ring is, and that it is what the device learns from."""
+    ring = config.ring.path or config.device.state_dir / "ring"
+    data = config.data
+    if data.path is None:
+        if not config.source.kind:
+            hint = "npz file with arrays x (inputs) and y (labels); or [source] names a sensor"
+            raise ConfigError("data.path is missing", hint=hint)
+        data = DataConfig(ring)
+    return replace(config, data=data, ring=replace(config.ring, path=ring))
 
 
 @dataclass(frozen=True, slots=True)
@@ -268,7 +304,9 @@ def _parse_section(section: str, kind: type, values: object, base: Path) -> Any:
 def _parse_value(where: str, key: Key, value: object, base: Path) -> object:
     kind = next((each for each in get_args(key.kind) if each in _EXPECTED), key.kind)
     if get_origin(key.kind) is tuple:
-        kind = tuple
+        kind = _FLOATS if float in get_args(key.kind) else tuple
+    if get_origin(key.kind) is dict:
+        kind = dict
     types, expected = _EXPECTED[kind]
     if type(value) not in types:
         raise ConfigError(f"{where} must be {expected}", hint=key.doc)
@@ -279,12 +317,14 @@ def _parse_value(where: str, key: Key, value: object, base: Path) -> object:
             raise ConfigError(f"{where} is empty", hint=key.doc)
         return base.absolute() / str(value)
     if isinstance(value, list):
-        if not all(isinstance(each, str) for each in value):
+        elements = (int, float) if kind is _FLOATS else (str,)
+        if not all(type(each) in elements for each in value):
             raise ConfigError(f"{where} must be {expected}", hint=key.doc)
-        return tuple(value)
+        return tuple(map(elements[-1], value))
     return float(value) if kind is float else value  # type: ignore[arg-type]
 
 
+_FLOATS = tuple[float, ...]
 # What TOML value each type takes. The exact type counts: true is no integer here.
 _EXPECTED: dict[Any, tuple[tuple[type, ...], str]] = {
     str: ((str,), "a string"),
@@ -293,6 +333,8 @@ _EXPECTED: dict[Any, tuple[tuple[type, ...], str]] = {
     int: ((int,), "an integer"),
     float: ((int, float), "a number"),
     tuple: ((list,), "a list of strings"),
+    _FLOATS: ((list,), "a list of numbers"),
+    dict: ((dict,), "a table"),
 }
 
 

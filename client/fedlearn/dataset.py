@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from fedlearn.collect.training_set import load_windows
 from fedlearn.errors import DatasetError, MissingFileError
 from fedlearn.model import Model
 from fedlearn.text import clean
@@ -53,7 +54,7 @@ class Dataset:
 
     @classmethod
     def load(cls, path: Path | str, model: Model, loss: str = LOSSES[0]) -> Dataset:
-        """Read an `.npz` file with the arrays `x` and `y` and quantise it for `model`.
+        """Read an `.npz` file with the arrays `x` and `y` and quantise it for `model`; or a ring.
 
         `x` has shape (N, ...) with the model's input shape (axes of 1 count for nothing) or is
         flat, (N, number of values); uint8 is raw and taken as x/255, floats are real units, int8
@@ -62,7 +63,7 @@ class Dataset:
         inputs back. Raises DatasetError with the reason when the file does not fit, and
         MissingFileError when there is none.
         """
-        x, y = _read(path, loss)
+        x, y = load_windows(Path(path), model, loss) if Path(path).is_dir() else _read(path, loss)
         try:
             return cls.from_arrays(x, y, model, loss)
         except DatasetError as error:
@@ -71,7 +72,7 @@ class Dataset:
     @staticmethod
     def load_inputs(path: Path | str, model: Model) -> NDArray[np.int8]:
         """The array `x` of a file alone, as `load` reads it."""
-        x, _ = _read(path, None)
+        x, _ = load_windows(Path(path), model, None) if Path(path).is_dir() else _read(path, None)
         try:
             return _inputs(x, model)
         except DatasetError as error:

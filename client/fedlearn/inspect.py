@@ -60,6 +60,8 @@ class ModelReport:
     file_bytes: int
     input_shape: tuple[int, ...]
     input_type: str
+    input_scale: float  # of the int8 input: samples.step and samples.zero_point of a device
+    input_zero_point: int
     output_shape: tuple[int, ...]
     output_type: str
     operators: tuple[OperatorReport, ...]
@@ -78,6 +80,7 @@ class ModelReport:
             f"sha256 {self.sha256}, {self.file_bytes:,} bytes",
             f"{self.input_type} input {_shape(self.input_shape)}, "
             f"{self.output_type} output {_shape(self.output_shape)}",
+            f"step {self.input_scale:.9g} and zero point {self.input_zero_point} of the int8 input",
             "",
             f"{'#':>3}  {'operator':<20} {'output':<16} {'step':>10} {'zero':>5}  weights",
         ]
@@ -111,6 +114,8 @@ def inspect_model(
         file_bytes=len(model.data),
         input_shape=first.shape,
         input_type=first.dtype,
+        input_scale=model.tensors[model.entry].scale,
+        input_zero_point=model.tensors[model.entry].zero_point,
         output_shape=last.shape,
         output_type=last.dtype,
         operators=tuple(_operator(model, operator) for operator in model.operators),

@@ -52,6 +52,7 @@ def test_the_aggregator_and_the_demo_are_not_on_a_device(tmp_path: Path) -> None
     assert not [each for each in parted["fedlearn"] if "fedlearn_aggregator" in each]
     assert parted["fedlearn-service"] == {
         "usr/lib/systemd/system/fedlearn.service",
+        "usr/lib/systemd/system/fedlearn-collect.service",
         "usr/lib/systemd/system/fedlearn.slice",
     }
 

@@ -25,6 +25,7 @@ HOST_UNITS = Path("/") / UNITS
 # Ten times what `systemd-analyze security` prints: 2.0 and lower for all that hears the network.
 EXPOSURE = {
     "fedlearn.service": 20,
+    "fedlearn-collect.service": 15,
     "fedlearn-aggregator.service": 20,
     "fedlearn-aggregator-init.service": 20,
     "fedlearn-provision.service": 20,
@@ -161,6 +162,26 @@ def test_the_agent_notifies_and_is_watched(root: Path) -> None:
     assert "Type=notify" in text
     assert "WatchdogSec=" in text
     assert "Slice=fedlearn.slice" in text
+
+
+def test_who_has_the_network_has_no_sensor(root: Path) -> None:
+    agent, collect = (
+        settings((root / UNITS / f"{name}.service").read_text("utf-8"))
+        for name in ("fedlearn", "fedlearn-collect")
+    )
+    assert ("PrivateDevices", "yes") in agent
+    assert ("PrivateNetwork", "yes") in collect
+    assert [value for key, value in collect if key == "RestrictAddressFamilies"] == ["AF_UNIX"]
+    assert {value for key, value in collect if key == "DeviceAllow"} == {
+        f"char-{name} rw" for name in ("ttyACM", "ttyAMA", "ttyS", "ttyUSB")
+    }
+    # Control: neither is true of the other.
+    assert ("PrivateDevices", "yes") not in collect
+    assert ("PrivateNetwork", "yes") not in agent
+
+
+def settings(text: str) -> list[tuple[str, str]]:
+    return re.findall(r"^([A-Za-z]+)=(.*)$", text, re.M)
 
 
 def test_the_limits_of_the_slice_are_read(root: Path, tmp_path: Path) -> None:

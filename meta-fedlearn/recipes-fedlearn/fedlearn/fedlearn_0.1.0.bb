@@ -16,6 +16,7 @@ SRC_URI = "\
     file://client;subdir=${BP} \
     file://aggregator;subdir=${BP} \
     file://fedlearn.service \
+    file://fedlearn-collect.service \
     file://fedlearn.slice \
     file://fedlearn-aggregator.service \
     file://fedlearn-aggregator-init.service \
@@ -35,13 +36,13 @@ do_install:append() {
     rm ${D}${bindir}/fedlearn-demo ${D}${bindir}/fedlearn-qemu
 
     install -d ${D}${systemd_system_unitdir}
-    for unit in fedlearn.service fedlearn.slice fedlearn-aggregator.service fedlearn-aggregator-init.service; do
+    for unit in fedlearn.service fedlearn-collect.service fedlearn.slice fedlearn-aggregator.service fedlearn-aggregator-init.service; do
         install -m 0644 ${UNPACKDIR}/$unit ${D}${systemd_system_unitdir}
     done
 }
 
 # fedlearn             the library and the `fedlearn` command
-# fedlearn-service     the agent as a service
+# fedlearn-service     the agent, and what reads its sensor, as services
 # fedlearn-aggregator  the `fedlearn-aggregator` command
 # fedlearn-aggregator-service
 PACKAGE_BEFORE_PN = "${PN}-service ${PN}-aggregator-service ${PN}-aggregator"
@@ -50,7 +51,10 @@ SUMMARY:${PN}-service = "${SUMMARY}: the client as a service"
 SUMMARY:${PN}-aggregator = "${SUMMARY}: the aggregator"
 SUMMARY:${PN}-aggregator-service = "${SUMMARY}: the aggregator as a service"
 
-FILES:${PN}-service = "${systemd_system_unitdir}/fedlearn.*"
+FILES:${PN}-service = "\
+    ${systemd_system_unitdir}/fedlearn.* \
+    ${systemd_system_unitdir}/fedlearn-collect.service \
+"
 FILES:${PN}-aggregator-service = "${systemd_system_unitdir}/fedlearn-aggregator*"
 FILES:${PN}-aggregator = "\
     ${bindir}/fedlearn-aggregator \
@@ -58,15 +62,15 @@ FILES:${PN}-aggregator = "\
 "
 
 SYSTEMD_PACKAGES = "${PN}-service ${PN}-aggregator-service"
-SYSTEMD_SERVICE:${PN}-service = "fedlearn.service"
+SYSTEMD_SERVICE:${PN}-service = "fedlearn.service fedlearn-collect.service"
 SYSTEMD_SERVICE:${PN}-aggregator-service = "fedlearn-aggregator.service"
 
 # The groups are also those of -conf, which is installed first: useradd --user-group would fail.
-# The agent reads sensors at serial ports.
+# Serial ports are open to fedlearn-collect alone, by its unit.
 USERADD_PACKAGES = "${PN}-service ${PN}-aggregator-service"
 GROUPADD_PARAM:${PN}-service = "--system fedlearn"
 USERADD_PARAM:${PN}-service = "\
-    --system --gid fedlearn --groups dialout --no-create-home --home-dir ${localstatedir}/lib/fedlearn \
+    --system --gid fedlearn --no-create-home --home-dir ${localstatedir}/lib/fedlearn \
     --shell /sbin/nologin fedlearn \
 "
 GROUPADD_PARAM:${PN}-aggregator-service = "--system fedlearn-aggregator"

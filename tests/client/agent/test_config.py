@@ -136,6 +136,7 @@ def test_data_that_cannot_be_looked_at(tmp_path: Path, monkeypatch: pytest.Monke
     data = load(tmp_path, SMALLEST).data
     with pytest.raises(DatasetError, match="there is no training data"):
         data.check()
+    assert data.path is not None
     data.path.touch()
     data.check()  # the control
 
