@@ -23,7 +23,7 @@ from typing import Any, TypeVar
 from fedlearn.agent.endpoint import Endpoint, refuse_plaintext_beyond_loopback
 from fedlearn.agent.stop import StopSignal
 from fedlearn.agent.trust import Trust
-from fedlearn.errors import NetworkError, ProtocolError
+from fedlearn.errors import ConfigError, NetworkError, ProtocolError
 from fedlearn.text import clean
 from fedlearn.version import VERSION
 
@@ -153,7 +153,10 @@ class _Http(http.client.HTTPConnection):
     def connect(self) -> None:
         """Connect to the first address that answers, and do the TLS handshake."""
         # Anew each time: the clock may have been set, the certificate renewed.
-        context = self._trust.context(self._endpoint)
+        try:
+            context = self._trust.context(self._endpoint)
+        except ConfigError as error:  # the CA's file was fine once: somebody may be replacing it
+            raise NetworkError(error.message, hint=error.hint) from error
         # As bytes: for text the interpreter loads its IDNA tables, a megabyte that no LAN needs.
         host = self.host.encode("ascii") if self.host.isascii() else self.host
         found = socket.getaddrinfo(host, self.port, type=socket.SOCK_STREAM)

@@ -284,6 +284,22 @@ def test_a_host_from_mdns_needs_no_name_in_its_certificate(tmp_path: Path) -> No
         assert check_in(connection, CHECK_IN) == WAIT
 
 
+def test_a_ca_file_that_goes_away_is_a_matter_of_the_connection(tmp_path: Path) -> None:
+    """It may be in the middle of being replaced; the agent must not fall over it."""
+    authority = make_authority(tmp_path / "ca")
+    with serving(lambda _: message(WAIT), authority.server_context()) as server:
+        connection = connect(server, authority.file)
+        assert check_in(connection, CHECK_IN) == WAIT
+        connection.close()
+        kept = authority.file.read_bytes()
+        authority.file.unlink()
+        with pytest.raises(NetworkError, match=r"aggregator\.ca"):
+            check_in(connection, CHECK_IN)
+        authority.file.write_bytes(kept)
+        assert check_in(connection, CHECK_IN) == WAIT
+        connection.close()
+
+
 def test_a_ca_file_that_is_none(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"cannot use aggregator\.ca"):
         check_ca(tmp_path / "none.pem")
