@@ -51,7 +51,7 @@ test: $(VENV)/dev $(OTHER)/dev openssl ## Run all tests and linters, then those 
 	exit $$status
 
 test-benchmarks: $(BENCH)/done ## Run the benchmarks' own tests, which need PyTorch
-	@$(BENCH)/bin/python -m pytest tests/benchmarks $(ARGS)
+	@$(BENCH)/bin/python -m pytest tests/benchmarks/test_accuracy.py tests/benchmarks/test_trainer.py $(ARGS)
 
 lint: $(VENV)/dev ## Run the linters alone
 	@$(RUN)/python -m pytest -q tests/lint
