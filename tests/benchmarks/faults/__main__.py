@@ -66,7 +66,7 @@ SECTIONS = {
         ),
     ),
     "disk": Section(
-        lambda folder: disk.ordeal(folder, points=200),
+        lambda folder: disk.ordeal(folder, points=340),
         disk.faults,
         lambda folder: disk.ordeal(folder, points=2, ack_anyway=True),
     ),
