@@ -32,7 +32,7 @@ from tests.aggregator.process import Aggregator, init, serve
 
 PAGE = 4096
 TMPFS_BYTES = 16 * 1024 * 1024
-# A seat and an update of 9 kB take eight pages of the write-ahead log, each with a head of 24 bytes.
+# A seat and an update of 9 kB take eight pages of the write-ahead log, each with a head.
 _LOG_BYTES = 8 * (PAGE + 24)
 
 
