@@ -104,7 +104,8 @@ def _decode(
     values = delta.decode_delta(encoding, data, size, dtype=dtype).reshape(tensor.shape)
     # What the device trained was a model of this very format; nothing else can be an update.
     limits = _INT8 if tensor.dtype == "int8" else _INT32
-    trained = model.array(tensor.index).astype(np.int64) + values
+    wide = np.int32 if tensor.dtype == "int8" else np.int64
+    trained = np.add(model.array(tensor.index), values, dtype=wide)
     if size and not (limits.min <= trained.min() and trained.max() <= limits.max):
         _refuse(f"the delta of tensor {tensor.index} leaves {tensor.dtype}")
     return values

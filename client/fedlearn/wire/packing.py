@@ -47,8 +47,10 @@ Bits = NDArray[np.bool_]
 _WIDTHS = (1, 2, 4)
 _CODES_PER_BYTE = 4
 _ESCAPE = 3
-_CODE_VALUES = np.array([0, 1, -1, 0], np.int32)  # by code; an escape is filled in later
 _SHIFTS = np.array([0, 2, 4, 6], np.uint8)
+# The four values of a byte; what is escaped is filled in later.
+_MISSING = 2
+_BYTE_VALUES = np.array([0, 1, -1, _MISSING], np.int32)[np.arange(256)[:, None] >> _SHIFTS & 3]
 # (level, strategy): Huffman alone is best for packed codes, which repeat by chance only; matches
 # pay where nearly all is zero. Higher levels take five times as long for 1 %.
 _DEFLATE = ((1, zlib.Z_HUFFMAN_ONLY), (6, zlib.Z_FILTERED))
@@ -135,9 +137,8 @@ def _to_codes(values: Int32s) -> tuple[bytes, Int32s]:
 
 def _from_codes(stream: _Stream, count: int, width: int) -> Int32s:
     packed = np.frombuffer(stream.take(-(-count // _CODES_PER_BYTE)), np.uint8)
-    codes = ((packed[:, None] >> _SHIFTS) & 3).ravel()[:count]
-    values = _CODE_VALUES[codes]
-    escaped = np.flatnonzero(codes == _ESCAPE)
+    values = _BYTE_VALUES[packed].ravel()[:count]
+    escaped = np.flatnonzero(values == _MISSING)
     values[escaped] = _from_planes(stream, escaped.size, width)
     return values
 
