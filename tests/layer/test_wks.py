@@ -56,9 +56,19 @@ def test_the_data_partition_can_grow(path: Path) -> None:
 
 def test_every_file_is_used_and_every_used_one_is_there() -> None:
     image = read(IMAGES / "fedlearn-image.bb")
-    named = {value for name, value in image.values.items() if name.startswith("WKS_FILE")}
+    named = {value for name, value in image.values.items() if name.split(":")[0] == "WKS_FILE"}
     assert named == set(IDS)
     assert all((IMAGES / name).is_file() for name in named)
+
+
+@pytest.mark.parametrize("path", FILES, ids=IDS)
+def test_only_a_disk_with_a_boot_loader_has_one_built(path: Path) -> None:
+    """WKS_FILE_DEPENDS is grub, systemd-boot, syslinux and file systems where nothing else is said."""
+    image = read(IMAGES / "fedlearn-image.bb")
+    name = next(each for each, value in image.values.items() if value == path.name)
+    depends = image.values.get(name.replace("WKS_FILE", "WKS_FILE_DEPENDS"))
+    loader = (read_wks(path).partitions[0].source or "").startswith("bootimg-efi")
+    assert depends == (None if loader else "e2fsprogs-native")
 
 
 @pytest.mark.parametrize(
