@@ -78,7 +78,7 @@ def test_every_file_is_used_and_every_used_one_is_there() -> None:
 
 @pytest.mark.parametrize("path", FILES, ids=IDS)
 def test_only_a_disk_with_a_boot_loader_has_one_built(path: Path) -> None:
-    """WKS_FILE_DEPENDS is grub, systemd-boot, syslinux and file systems where nothing else is said."""
+    """By default WKS_FILE_DEPENDS is grub, systemd-boot, syslinux and file systems."""
     image = read(IMAGES / "fedlearn-image.bb")
     name = next(each for each, value in image.values.items() if value == path.name)
     depends = image.values.get(name.replace("WKS_FILE", "WKS_FILE_DEPENDS"))
