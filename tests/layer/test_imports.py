@@ -7,6 +7,7 @@ but the device.
 
 from __future__ import annotations
 
+import re
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -16,7 +17,7 @@ import zeroconf
 
 from fedlearn_qemu.layer import registry
 from fedlearn_qemu.layer.install import Target, source_of
-from fedlearn_qemu.layer.recipe import ROOT, find
+from fedlearn_qemu.layer.recipe import LAYER, ROOT, find, read
 from tests.layer import splits
 from tests.layer.real import Release
 from tests.layer.splits import CORE, SPLITS, THIRD_PARTY, Manifest, imports, is_standard
@@ -142,3 +143,21 @@ def test_all_that_is_loaded_is_installed(oe: list[Release]) -> None:
         assert missing(named) == [], release.name
         assert "tomllib" in missing(named - {"tomllib"})
         assert "tracemalloc" in missing(named - {splits.REST})
+
+
+def test_documentation_is_asked_for_by_no_package(oe: list[Release]) -> None:
+    """python3-misc asks for pydoc, and NumPy's recipe for both."""
+    removed = read(LAYER / "recipes-devtools/python/python3-slim.inc").words(
+        "RDEPENDS:${PN}-misc:remove:class-target", PN="python3"
+    )
+    for release in oe:
+        (path,) = (release.path / "openembedded-core/meta/recipes-devtools/python").glob(
+            "python3_3.*.bb"
+        )
+        text = path.read_text("utf-8")
+        named = re.search(r'^RDEPENDS:\$\{PN\}-misc \+= "(.*?)"', text, re.M | re.S)
+        assert named, release.name
+        words = {each.replace("${PN}", "python3") for each in named[1].split()} - {"\\"}
+        assert {"python3-pydoc", "python3-email"} <= words  # control
+        assert set(removed) <= words
+        assert "python3-pydoc" not in words - set(removed)

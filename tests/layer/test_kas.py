@@ -72,6 +72,23 @@ def test_every_combination_is_valid_and_pinned(
     assert branches == {release}
 
 
+def features(build: Build, name: str) -> set[str]:
+    """The words of a variable of DISTRO_FEATURES in local.conf."""
+    found = re.findall(rf'^{name}(?::append)? = "([^"]*)"', build.local_conf, re.M)
+    return {word for words in found for word in words.split()}
+
+
+@pytest.mark.parametrize("image", IMAGES)
+def test_tests_of_other_packages_are_built_for_developers_alone(image: str) -> None:
+    """By default wrynose builds all recipes' tests, and with them hundreds of recipes more."""
+    for release in releases():
+        build = load("qemuarm64", release, image)
+        default = features(build, "DISTRO_FEATURES_DEFAULT")
+        assert "ptest" not in default
+        assert default or "ptest" in features(build, "DISTRO_FEATURES_OPTED_OUT")
+        assert ("ptest" in features(build, "DISTRO_FEATURES")) == (image == "dev")
+
+
 def shared(recipes: Path) -> set[str]:
     """Repositories that both releases take at one commit.
 

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -54,11 +55,35 @@ def test_the_data_partition_can_grow(path: Path) -> None:
     assert "resize=268435456" in data.mkfs_extraopts
 
 
+def test_the_root_has_nothing_below_the_boot_partition(tmp_path: Path) -> None:
+    """Packages of kernel modules bring the kernel's image along, to /boot."""
+    text = (IMAGES / "fedlearn-image.inc").read_text("utf-8")
+    body = re.search(r"^fedlearn_empty_boot\(\) \{\n(.*?)^\}$", text, re.M | re.S)
+    assert body
+    assert 'ROOTFS_POSTPROCESS_COMMAND += "fedlearn_empty_boot"' in text
+    for name in ("boot/Image-6.18", "boot/dtb/board.dtb", "usr/lib/modules/a.ko"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    subprocess.run(["sh", "-eu", "-c", body[1]], env={"IMAGE_ROOTFS": str(tmp_path)}, check=True)
+    assert sorted(each.name for each in tmp_path.rglob("*") if not each.is_dir()) == ["a.ko"]
+    assert (tmp_path / "boot").is_dir()  # it is mounted there
+
+
 def test_every_file_is_used_and_every_used_one_is_there() -> None:
     image = read(IMAGES / "fedlearn-image.bb")
-    named = {value for name, value in image.values.items() if name.startswith("WKS_FILE")}
+    named = {value for name, value in image.values.items() if name.split(":")[0] == "WKS_FILE"}
     assert named == set(IDS)
     assert all((IMAGES / name).is_file() for name in named)
+
+
+@pytest.mark.parametrize("path", FILES, ids=IDS)
+def test_only_a_disk_with_a_boot_loader_has_one_built(path: Path) -> None:
+    """By default WKS_FILE_DEPENDS is grub, systemd-boot, syslinux and file systems."""
+    image = read(IMAGES / "fedlearn-image.bb")
+    name = next(each for each, value in image.values.items() if value == path.name)
+    depends = image.values.get(name.replace("WKS_FILE", "WKS_FILE_DEPENDS"))
+    loader = (read_wks(path).partitions[0].source or "").startswith("bootimg-efi")
+    assert depends == (None if loader else "e2fsprogs-native")
 
 
 @pytest.mark.parametrize(
