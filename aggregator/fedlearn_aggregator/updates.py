@@ -19,6 +19,8 @@ from fedlearn_aggregator.requantise import grid_scales
 from fedlearn_aggregator.robust import Opener, norm
 from fedlearn_aggregator.task import Task
 
+# No loss is so large. Of two near the end of what a float holds there is no mean for the summary.
+MAX_LOSS = 1e30
 _INT32 = np.iinfo(np.int32)
 # A weight of an int8 model. Devices clip to +-127, but a starting model may hold -128.
 _INT8 = np.iinfo(np.int8)
@@ -52,6 +54,9 @@ def check(body: bytes, task: Task, number: int, model: Model, device: str) -> Ch
         _refuse("the update was trained on another model", "train on the model of the order")
     if not 1 <= update.samples <= task.limits.samples:
         _refuse(f"{update.samples} samples are not within 1..{task.limits.samples}")
+    losses = (update.metrics.loss_before, update.metrics.loss_after)
+    if not all(abs(each) <= MAX_LOSS for each in losses):
+        _refuse(f"a loss is beyond +-{MAX_LOSS:g}")
     got = [tensor.index for tensor in update.tensors]
     wanted = {tensor.index: tensor for tensor in task.tensors}
     if not got or len(got) != len(set(got)) or not set(got) <= set(wanted):

@@ -36,6 +36,7 @@ def variants() -> dict[str, tuple[int, bytes]]:
     good = make_update(start_model(), "a", 1)
     change = dataclasses.replace
     first, *others = good.tensors
+    huge = change(good.metrics, loss_after=1e308)
     size = math.prod(start_model().array(first.index).shape)
     wide = b"".join(struct.pack("<i", 255) for _ in range(size))
     return {
@@ -47,6 +48,7 @@ def variants() -> dict[str, tuple[int, bytes]]:
         "another round": (422, codec.encode(change(good, round=2))),
         "another device": (422, codec.encode(change(good, device="b"))),
         "another model": (422, codec.encode(change(good, model=bytes(32)))),
+        "a loss that is no loss": (422, codec.encode(change(good, metrics=huge))),
         "no samples": (422, codec.encode(change(good, samples=0))),
         "too many samples": (422, codec.encode(change(good, samples=1001))),
         "no tensor": (422, codec.encode(change(good, tensors=()))),
