@@ -16,13 +16,19 @@ OE ?=
 OE_USER ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help demo qemu test test-benchmarks lint layer-check bench-accuracy bench-trainer bench-qemu image flash clean
+.PHONY: help demo demo-gestures qemu test test-benchmarks lint layer-check bench-accuracy bench-trainer bench-qemu image flash clean
 
 help: ## Show what there is to make
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-16s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 demo: $(VENV)/demo ## Federate the digits task over 10 device processes on this machine
 	@$(RUN)/fedlearn-demo digits --out build/demo $(ARGS)
+
+# seglearn's own dependencies are large, and of the package the demo reads one file alone.
+demo-gestures: $(VENV)/demo ## From sensors to a model: one device a person, their exercises felt by a smartwatch
+	@$(RUN)/python -c 'import importlib.util as u; assert u.find_spec("seglearn")' 2>/dev/null || \
+	  $(RUN)/pip install --quiet --no-deps seglearn==1.2.5
+	@$(RUN)/fedlearn-demo gestures --out build/demo-gestures $(ARGS)
 
 qemu: $(VENV)/demo ## Federate over emulated ARM64 devices: [IMAGE=<BitBake's deploy folder>]
 	@$(RUN)/fedlearn-qemu $(if $(IMAGE),--image "$(IMAGE)") $(ARGS)
