@@ -16,7 +16,7 @@ OE ?=
 OE_USER ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help demo demo-gestures qemu test test-benchmarks lint layer-check bench-accuracy bench-trainer bench-qemu image flash clean
+.PHONY: help demo demo-gestures qemu test test-benchmarks lint layer-check bench-accuracy bench-trainer bench-qemu bench-sensors image flash clean
 
 help: ## Show what there is to make
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-16s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -67,6 +67,9 @@ bench-trainer: $(BENCH)/done ## Speed and memory of training against PyTorch and
 
 bench-qemu: $(VENV)/demo ## Emulated devices in figures, and 20 power cuts: [IMAGE=<BitBake's deploy folder>]
 	@$(RUN)/python -m tests.benchmarks.qemu $(if $(IMAGE),--image "$(IMAGE)") $(ARGS)
+
+bench-sensors: $(VENV)/dev ## What collecting from a sensor costs: CPU, memory over an hour, wear
+	@$(RUN)/python -m tests.benchmarks.sensors $(ARGS)
 
 image: ## Build an image with BitBake: BOARD=raspberrypi5 [RELEASE=scarthgap] [IMAGE=dev|aggregator]
 	@$(PYTHON) recipes/build.py "$(BOARD)" "$(RELEASE)" "$(IMAGE)"

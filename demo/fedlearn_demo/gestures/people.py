@@ -100,16 +100,16 @@ def whole(recordings: Collection[Recording]) -> Windows:
 
 
 def few(recordings: Collection[Recording], count: int) -> tuple[Windows, Windows]:
-    """`count` windows of each exercise, side by side and of both arms, and those of the time after.
+    """The first `count` windows of each exercise, of both arms, and those of the time after.
 
-    This is all that a new person labels, at the beginning of each recording.
+    This is all that a new person labels.
     """
     arms = sorted({each.arm for each in recordings})
     learnt, rest = [], []
     for each in recordings:
         # 5 of two arms: 3 and 2.
         share = (count + len(arms) - 1 - arms.index(each.arm)) // len(arms)
-        cut = share * WINDOW
+        cut = WINDOW + (share - 1) * STRIDE
         learnt.append((each.samples[:cut], each.label))
         rest.append((each.samples[cut:], each.label))
-    return Windows.cut(learnt, WINDOW), Windows.cut(rest)
+    return Windows.cut(learnt), Windows.cut(rest)

@@ -51,8 +51,9 @@ def test_few_windows_of_both_arms_and_the_time_after() -> None:
     each = [numbered(600, label, arm) for label in range(7) for arm in ("left", "right")]
     learnt, rest = people.few(each, 5)
     assert np.bincount(learnt.y).tolist() == [5] * 7
-    assert first(rest)[0] == 3 * WINDOW % 256
-    assert len(rest) == 7 * (5 + 7)
+    assert first(learnt)[:3] == [0, 50, 100]
+    assert first(rest)[0] == last(learnt)[2] + 1 == 200
+    assert len(rest) == 7 * (7 + 8)
 
 
 def test_the_stream_is_what_the_windows_are_cut_from() -> None:
