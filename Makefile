@@ -16,7 +16,7 @@ OE ?=
 OE_USER ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help openssl demo qemu test test-benchmarks lint layer-check bench-accuracy bench-trainer bench-faults bench-robust bench-qemu image flash clean
+.PHONY: help openssl demo demo-gestures qemu test test-benchmarks lint layer-check bench-accuracy bench-trainer bench-faults bench-robust bench-qemu bench-sensors image flash clean
 
 help: ## Show what there is to make
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-16s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -29,6 +29,12 @@ openssl:
 
 demo: $(VENV)/demo openssl ## Federate the digits task over 10 device processes on this machine
 	@$(RUN)/fedlearn-demo digits --out build/demo $(ARGS)
+
+# seglearn's own dependencies are large, and of the package the demo reads one file alone.
+demo-gestures: $(VENV)/demo openssl ## From sensors to a model: one device a person, their exercises felt by a smartwatch
+	@$(RUN)/python -c 'import importlib.util as u; assert u.find_spec("seglearn")' 2>/dev/null || \
+	  $(RUN)/pip install --quiet --no-deps seglearn==1.2.5
+	@$(RUN)/fedlearn-demo gestures --out build/demo-gestures $(ARGS)
 
 qemu: $(VENV)/demo ## Federate over emulated ARM64 devices: [IMAGE=<BitBake's deploy folder>]
 	@$(RUN)/fedlearn-qemu $(if $(IMAGE),--image "$(IMAGE)") $(ARGS)
@@ -73,6 +79,9 @@ bench-robust: $(VENV)/dev ## Accuracy with hostile devices, by aggregation rule
 
 bench-qemu: $(VENV)/demo ## Emulated devices in figures, and 20 power cuts: [IMAGE=<BitBake's deploy folder>]
 	@$(RUN)/python -m tests.benchmarks.qemu $(if $(IMAGE),--image "$(IMAGE)") $(ARGS)
+
+bench-sensors: $(VENV)/dev ## What collecting from a sensor costs: CPU, memory over an hour, wear
+	@$(RUN)/python -m tests.benchmarks.sensors $(ARGS)
 
 image: ## Build an image with BitBake: BOARD=raspberrypi5 [RELEASE=scarthgap] [IMAGE=dev|aggregator]
 	@$(PYTHON) recipes/build.py "$(BOARD)" "$(RELEASE)" "$(IMAGE)"

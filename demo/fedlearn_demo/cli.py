@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from rich.console import Console
@@ -14,6 +14,7 @@ from fedlearn.errors import ExitCode
 from fedlearn.version import VERSION
 from fedlearn.wire.messages import TAILS
 from fedlearn_demo.display import make_display
+from fedlearn_demo.gestures import cli as gestures
 from fedlearn_demo.report import Report
 from fedlearn_demo.run import run
 from fedlearn_demo.settings import Settings
@@ -22,6 +23,11 @@ from fedlearn_demo.settings import Settings
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command and return its exit code."""
     options = _parser().parse_args(arguments)
+    command.stop_on_signals()
+    return command.run("fedlearn-demo", options.demo(options))
+
+
+def _digits(options: argparse.Namespace) -> Callable[[], int]:
     settings = Settings(
         devices=options.devices,
         rounds=options.rounds,
@@ -32,8 +38,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         batch_size=options.batch_size,
         learning_rate=options.learning_rate,
     )
-    command.stop_on_signals()
-    return command.run("fedlearn-demo", lambda: _demo(settings, options))
+    return lambda: _demo(settings, options)
 
 
 def _demo(settings: Settings, options: argparse.Namespace) -> int:
@@ -82,6 +87,8 @@ def _parser() -> argparse.ArgumentParser:
         help="handwritten digits; the starting model knows only 0 to 4",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
+    digits.set_defaults(demo=_digits)
+    gestures.add(tasks)
     digits.add_argument("--out", type=Path, default=Path("build/demo"), help="folder of the run")
     digits.add_argument("--devices", type=_positive, default=usual.devices, metavar="N")
     digits.add_argument("--rounds", type=_positive, default=usual.rounds, metavar="N")

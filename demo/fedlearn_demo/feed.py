@@ -53,11 +53,12 @@ class Feed:
                     f"round {row['number']} was abandoned: a device did not deliver"
                 )
             if row["state"] == "closed" and row["accuracy"] is not None:
-                self._rounds[row["number"]] = _round(row)
+                self._rounds[row["number"]] = round_of(row)
         return [self._rounds[number] for number in sorted(self._rounds)]
 
 
-def _round(row: dict[str, Any]) -> Round:
+def round_of(row: dict[str, Any]) -> Round:
+    """A row of `/v1/status`."""
     # A round opens when the one before it closes; the first one waits for somebody to come.
     began = row["started"] if row["number"] == 1 else row["opened"]
     return Round(

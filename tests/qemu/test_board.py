@@ -122,6 +122,69 @@ def test_a_device_trains_the_same_bits(board: Board, tail: str) -> None:
     assert equality.here(MODEL_PATH, board.data, out, tail=tail, seed=4).sha256 != mine
 
 
+PORT = """
+import grp, os, pty, time, tty
+end, port = pty.openpty()
+tty.setraw(port)
+name = os.ttyname(port)
+os.chown(name, -1, grp.getgrnam("dialout").gr_gid)
+os.chmod(name, 0o660)
+os.symlink(name, "/run/sensor")
+number = 0
+while True:
+    os.write(end, b"%d,%d\\r\\n" % (number % 50, -number % 50))
+    number += 1
+    time.sleep(0.02)
+"""
+SOURCE = """
+[source]
+kind = "serial"
+port = "/run/sensor"
+[samples]
+channels = ["a", "b"]
+window = 10
+step = 0.5
+[ring]
+sync_s = 1
+"""
+
+
+def test_what_reads_the_sensor_has_no_network_and_no_key(board: Board) -> None:
+    guest, conf, unit = board.guest, "/etc/fedlearn/fedlearn.toml", "fedlearn-collect.service"
+    # Without a source it was done as soon as it had begun.
+    assert guest.check(f"systemctl show -P Result {unit}").strip() == "success"
+    assert guest.run(f"systemctl is-active {unit}").output.strip() == "inactive"
+    guest.check(f"cp {conf} /run/before; printf '%s' '{SOURCE}' >> {conf}")
+    guest.check(f"printf '%b' '{PORT}' > /run/port.py")
+    try:
+        guest.check("systemd-run --unit=sensor python3 /run/port.py")
+        guest.wait_until("test -e /run/sensor || { journalctl -u sensor | tail; false; }", 60)
+        guest.check(f"systemctl start {unit}", 120)
+        guest.wait_until("ls /var/lib/fedlearn/ring/*.seg", 120)
+        process = guest.check(f"systemctl show -P MainPID {unit}").strip()
+        own, init = (guest.check(f"readlink /proc/{each}/ns/net") for each in (process, 1))
+        assert own != init
+        agents = guest.check(f"readlink /proc/{pid(board)}/ns/net")
+        assert agents == init  # control
+        inside = f"nsenter -m -t {process}"
+        assert guest.check(f"{inside} ls /var/lib/fedlearn").split() == ["models", "ring"]
+        assert "agent.json" in guest.check("ls /var/lib/fedlearn").split()  # control
+        assert guest.run(f"{inside} touch /var/lib/fedlearn/models/x").code != 0
+        assert guest.run(f"{inside} touch /etc/x").code != 0
+        shown = guest.check("stat -c '%U %a' /var/lib/fedlearn/ring/*.seg").split()
+        assert set(shown) <= {"fedlearn", "600"}
+        told = guest.check("fedlearn status", 60)
+        print(told)
+        assert "sensor      serial /run/sensor: reading" in told
+        kib = int(
+            guest.check(f"sed -n 's/VmRSS:[^0-9]*\\([0-9]*\\) kB/\\1/p' /proc/{process}/status")
+        )
+        print(f"{kib} KiB")
+        assert kib < 24 * 1024
+    finally:
+        guest.run(f"systemctl stop {unit} sensor; cp /run/before {conf}")
+
+
 def test_a_lan_that_loses_frames_and_is_parted_goes_on(board: Board) -> None:
     """A tenth of the frames is lost, each way; then all of them for a minute."""
     try:

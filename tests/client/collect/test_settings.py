@@ -1,13 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
 
+from fedlearn.collect.plugin import OwnSource, find_class
+from fedlearn.collect.sample import Counts
 from fedlearn.config import Config, load_config
 from fedlearn.errors import ConfigError
 
+ROOT = Path(__file__).parents[3]
 BASE = '[device]\nstate_dir = "s"\n[aggregator]\ntask = "t"\ninsecure = true\n'
 SOURCE = '[source]\nkind = "serial"\nport = "/dev/ttyACM0"\n'
 SAMPLES = '[samples]\nchannels = ["ax", "ay"]\nwindow = 8\nstep = 0.1\n'
@@ -60,3 +64,31 @@ def test_what_cannot_be_is_refused(tmp_path: Path, text: str, complaint: str) ->
     with pytest.raises(ConfigError) as raised:
         load(tmp_path, text)
     assert complaint in str(raised.value)
+
+
+def snippets(language: str) -> list[str]:
+    text = "".join((ROOT / name).read_text("utf-8") for name in ("README.md", "docs/sensors.md"))
+    return re.findall(rf"```{language}\n(.*?)```", text, re.S)
+
+
+def test_what_the_documents_show_is_taken(tmp_path: Path) -> None:
+    shown = [each for each in snippets("toml") if "[source]" in each]
+    assert len(shown) == 2
+    for each in shown:
+        assert load(tmp_path, each).source.kind == "serial"
+        with pytest.raises(ConfigError):
+            load(tmp_path, each.replace("window =", "windows ="))  # control
+
+
+def test_the_class_that_the_readme_shows_is_a_source(tmp_path: Path) -> None:
+    (text,) = snippets("python")
+    assert len([line for line in text.splitlines() if line.strip()]) <= 15
+    (tmp_path / "sensor.py").write_text(text)
+    made = find_class("sensor.py:Sensor", tmp_path)
+    counts = Counts()
+    source = OwnSource(made, {"pin": 4}, 3, counts)
+    (sample,) = source.read(0.1)
+    assert sample is not None
+    assert sample.values[2] == 24.0
+    source.close()
+    assert (counts.samples, counts.garbage) == (1, 0)
