@@ -15,7 +15,6 @@ a sixty-fourth of it: the wear is what the sensor makes, once, and a sync every 
 from __future__ import annotations
 
 import errno
-import logging
 import os
 import time
 from collections.abc import Callable, Iterator
@@ -33,8 +32,6 @@ from fedlearn.errors import StorageError
 # What waits in memory, whatever `sync_s` says.
 MAX_WAITING_BYTES = 256 * 1024
 _FULL = (errno.ENOSPC, errno.EDQUOT)
-
-logger = logging.getLogger(__name__)
 
 
 @dataclass(slots=True)
