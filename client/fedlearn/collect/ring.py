@@ -207,8 +207,14 @@ class RingWriter:
 def _found(path: Path) -> Iterator[_Segment]:
     for entry in path.iterdir():
         parsed = parse_name(entry.name)
-        if parsed is not None and entry.is_file():
-            yield _Segment(*parsed, entry, entry.stat().st_size)
+        if parsed is None:
+            continue
+        try:
+            size = entry.stat().st_size if entry.is_file() else None
+        except FileNotFoundError:  # between two looks its writer has dropped it
+            continue
+        if size is not None:
+            yield _Segment(*parsed, entry, size)
 
 
 def _write_all(handle: int, data: bytes, offset: int) -> None:
