@@ -3,10 +3,10 @@
 
 No image is changed for it. systemd itself starts the shell early in the boot, where the kernel's
 command line asks for it (`systemd.debug_shell=hvc1`, systemd 255 and newer). A command is answered
-by one frame: a marker with a random number, the exit code, the length of the output, the output in
-hexadecimal, and the marker again. What a terminal adds (prompts, echo, the lines of other programs)
-is outside of frames or makes a frame invalid; an echo cannot fake the marker, because the command
-holds its two halves apart.
+by one frame: a marker with a random number, the exit code, the length of the output, the output as
+`od -vb` shows it, and the marker again. What a terminal adds (prompts, echo, the lines of other
+programs) is outside of frames or makes a frame invalid; an echo cannot fake the marker, because the
+command holds its two halves apart.
 """
 
 from __future__ import annotations
@@ -58,7 +58,8 @@ def request(script: str, number: str, answer: str = "/run/.answer") -> bytes:
     lines = (
         f"sh -c {shlex.quote(script)} </dev/null >{answer} 2>&1; code=$?\n"
         f"printf '\\n%s%s %s %s\\n' {_MARK} {number} $code $(wc -c <{answer}); "
-        f"od -An -v -tx1 {answer}; printf '%s%s.\\n' {_MARK} {number}\n"
+        # BusyBox as OE-core configures it has none of od's newer options.
+        f"od -vb {answer}; printf '%s%s.\\n' {_MARK} {number}\n"
     )
     if max(map(len, lines.encode().split(b"\n"))) > MAX_LINE_BYTES:
         raise ValueError(f"a line of the script has more than {MAX_LINE_BYTES} bytes")
@@ -76,12 +77,17 @@ def parse(received: bytes, number: str) -> Result | None:
     if found is None:
         return None
     try:
-        output = bytes.fromhex(found[3])
+        output = _from_od(found[3])
     except ValueError as error:
         raise GuestError("the answer of the guest is garbled") from error
     if len(output) != int(found[2]):
         raise GuestError(f"the guest answered {len(output)} bytes of {found[2]}")
     return Result(int(found[1]), output.decode(errors="replace"))
+
+
+def _from_od(lines: str) -> bytes:
+    """Undo `od -vb`: after the offset, each byte by three octal digits. Raises ValueError."""
+    return bytes(int(byte, 8) for line in lines.splitlines() for byte in line.split()[1:])
 
 
 class Guest:
