@@ -21,7 +21,7 @@ class Settings:
     batch_size: int = 16
     learning_rate: float = 0.1
     float_learning_rate: float = 0.1
-    personal_epochs: int = 2
+    personal_epochs: int = 1
     few: int = 5  # windows of each exercise that a new person labels
     few_epochs: int = 40
     few_learning_rate: float = 0.05
