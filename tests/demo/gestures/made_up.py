@@ -19,5 +19,7 @@ def recordings(length: int = 700) -> list[Recording]:
                 phase = rng.uniform(0, 6) + np.arange(len(CHANNELS))
                 wave = strength * np.sin((1 + label) * time + phase)
                 noise = rng.normal(0, 0.2, (length, len(CHANNELS)))
-                made.append(Recording(person, label, arm, np.round(wave + noise, 4)))
+                made.append(
+                    Recording(person, label, arm, np.round(np.asarray(wave + noise, np.float64), 4))
+                )
     return made

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from fedlearn_demo.gestures import run as module
+from fedlearn_demo.gestures import watch
 from fedlearn_demo.gestures.run import run
 from fedlearn_demo.gestures.settings import CHOICES, Settings
 from tests.demo.gestures.made_up import recordings
@@ -18,8 +18,8 @@ from tests.demo.gestures.made_up import recordings
 
 @pytest.mark.slow
 def test_gestures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module.watch, "find", lambda: tmp_path)
-    monkeypatch.setattr(module.watch, "load", lambda _: recordings())
+    monkeypatch.setattr(watch, "find", lambda: tmp_path)
+    monkeypatch.setattr(watch, "load", lambda _: recordings())
     settings = Settings(choices=CHOICES[:1], rounds=2, speed=200.0, few_epochs=5)
     console = Console(file=io.StringIO())
     report = run(settings, tmp_path / "out", console)

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import hashlib
+import importlib.util
 from pathlib import Path
 
 import numpy as np
@@ -86,6 +87,6 @@ def test_only_the_known_file_is_unpickled(tmp_path: Path, monkeypatch: pytest.Mo
 
 
 def test_what_to_install_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(watch.importlib.util, "find_spec", lambda _: None)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda _: None)
     with pytest.raises(ConfigError, match="--no-deps seglearn"):
         watch.find()
