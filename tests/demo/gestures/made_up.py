@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import numpy as np
+from numpy.typing import NDArray
 
 from fedlearn_demo.gestures.watch import CHANNELS, CLASSES, PEOPLE, Recording
 
@@ -19,7 +20,6 @@ def recordings(length: int = 700) -> list[Recording]:
                 phase = rng.uniform(0, 6) + np.arange(len(CHANNELS))
                 wave = strength * np.sin((1 + label) * time + phase)
                 noise = rng.normal(0, 0.2, (length, len(CHANNELS)))
-                made.append(
-                    Recording(person, label, arm, np.round(np.asarray(wave + noise, np.float64), 4))
-                )
+                samples: NDArray[np.float64] = np.round(np.add(wave, noise), 4)
+                made.append(Recording(person, label, arm, samples))
     return made
