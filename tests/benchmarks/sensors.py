@@ -29,6 +29,7 @@ OUT = Path("build/bench/sensors.json")
 RATE_HZ = 100
 CHANNELS = ("ax", "ay", "az", "wx", "wy", "wz")
 HOUR_S = 3600
+SYNC_S = 30.0
 SAMPLES = (
     f"channels = {json.dumps(CHANNELS)}\nwindow = 100\nstride = 50\nstep = 0.02\nmax_gap_s = 60"
 )
@@ -79,12 +80,12 @@ def _values(number: int) -> Values:
 
 @contextmanager
 def _collecting(
-    source: str, samples: str = SAMPLES, more: str = ""
+    source: str, samples: str = SAMPLES, more: str = "", sync_s: float = SYNC_S
 ) -> Iterator[tuple[Collecting, Port]]:
     with tempfile.TemporaryDirectory() as folder:
         device, port = Collecting(Path(folder)), Port(Path(folder) / "port")
         config = device.configure(
-            f'kind = "serial"\nport = "port"\n{source}', "", "[ring]\nsync_s = 30"
+            f'kind = "serial"\nport = "port"\n{source}', "", f"[ring]\nsync_s = {sync_s}"
         )
         text = config.read_text("utf-8")
         before = text[text.index("[samples]") : text.index("[ring]")]
@@ -145,7 +146,8 @@ def _steady(name: str, sender: Sender, seconds: float) -> dict[str, float]:
 
 def _hour(speed: float) -> dict[str, float]:
     sizes: list[tuple[int, int]] = []
-    with _collecting('format = "lines"') as (device, port):
+    # As many windows wait for their sync as in an hour of one hour.
+    with _collecting('format = "lines"', sync_s=SYNC_S / speed) as (device, port):
         pid, count = _pid(device), HOUR_S * RATE_HZ
 
         def look(sent: int) -> None:
@@ -156,7 +158,7 @@ def _hour(speed: float) -> dict[str, float]:
         status = device.until(lambda status: status.counts.samples >= count - 10)
         sizes.append((count, _resident(pid)))
         written = _io(pid)["write_bytes"]
-        tenth = sizes[len(sizes) // 10][1]
+        tenth, half = (sizes[int(len(sizes) * share)][1] for share in (0.1, 0.5))
         return {
             "samples": status.counts.samples,
             "garbage": status.counts.garbage,
@@ -164,7 +166,8 @@ def _hour(speed: float) -> dict[str, float]:
             "cpu_s": round(cpu_s(pid), 2),
             "rss_mb_after_a_tenth": round(tenth / 1e6, 3),
             "rss_mb_at_the_end": round(sizes[-1][1] / 1e6, 3),
-            "rss_growth_kb": round((sizes[-1][1] - tenth) / 1e3, 1),
+            "rss_growth_kb_since_a_tenth": round((sizes[-1][1] - tenth) / 1e3, 1),
+            "rss_growth_kb_since_half": round((sizes[-1][1] - half) / 1e3, 1),
             "written_mb": round(written / 1e6, 2),
         }
 
@@ -184,9 +187,16 @@ def _flood() -> dict[str, float]:
             sent += 65536
         took = time.monotonic() - began
         used = cpu_s(pid) - before
-        port.send(b"\n" + b"".join(_line(n, _values(n)) for n in range(200)))
-        device.until(lambda status: status.counts.samples >= 199)
+        lines = b"".join(_line(n, _values(n)) for n in range(10_000))
+        port.send(b"\n" + lines[:2000])
+        device.until(lambda status: status.counts.samples > 10)
+        valid, began = cpu_s(pid), time.monotonic()
+        for _ in range(10):
+            port.send(lines)
+        valid, valid_s = cpu_s(pid) - valid, time.monotonic() - began
         return {
+            "samples_per_second": round(100_000 / valid_s),
+            "samples_cpu_us_each": round(1e6 * valid / 100_000, 1),
             "bytes_per_second": round(sent / took),
             "cpu_percent_of_a_core": round(100 * used / took, 1),
             "rss_mb": round(_resident(pid) / 1e6, 1),

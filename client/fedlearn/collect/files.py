@@ -83,7 +83,10 @@ class FileSource:
         try:
             if path.suffix == ".npz":
                 self._child = subprocess.Popen(
-                    [*_CONVERTER, str(path)], stdout=subprocess.PIPE, stderr=subprocess.PIPE
+                    [*_CONVERTER, str(path)],
+                    bufsize=0,
+                    stdout=subprocess.PIPE,
+                    stderr=subprocess.PIPE,
                 )
                 self._stream = cast(BinaryIO, self._child.stdout)
             else:

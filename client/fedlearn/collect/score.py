@@ -23,8 +23,8 @@ from fedlearn.collect.report import Score
 from fedlearn.text import clean
 
 SCORER = (sys.executable, "-I", "-m", "fedlearn.collect.scorer")
-# Without a usable model it ends by itself, and there may be one by then.
-RESTART_S = 30.0
+# Without a usable model it ends by itself. There may be one by then, or never: the pauses grow.
+RESTART_S, MAX_RESTART_S = 30.0, 3600.0
 _END_TIMEOUT_S = 1.0
 _READ_BYTES = 64 * 1024
 _NICENESS = 10
@@ -39,11 +39,13 @@ class Scorer:
     def __init__(
         self, models: Path, ring: Path, grid: Grid, quantile: float, command: Sequence[str] = SCORER
     ) -> None:
+        self._models = models
         self._command = [*command, str(models), str(ring), str(quantile), grid.to_json().decode()]
         self._process: subprocess.Popen[bytes] | None = None
         self._unsent = b""
         self._answer = b""
         self._not_before = 0.0
+        self._pause_s = RESTART_S
         self.latest: Score | None = None
         self.anomalies = 0
         self.missed = 0
@@ -81,7 +83,7 @@ class Scorer:
         process, self._process = self._process, None
         if process is None:
             return
-        self._not_before = time.monotonic() + RESTART_S
+        self._wait_longer()
         self._unsent = self._answer = b""
         with contextlib.suppress(BrokenPipeError):
             self._stream(process.stdin).close()
@@ -93,7 +95,7 @@ class Scorer:
         self._stream(process.stdout).close()
 
     def _start(self) -> bool:
-        if time.monotonic() < self._not_before:
+        if time.monotonic() < self._not_before or not any(self._models.glob("*.tflite")):
             return False
         try:
             process = subprocess.Popen(
@@ -106,7 +108,7 @@ class Scorer:
             )
         except OSError as error:
             logger.warning("cannot start the scorer: %s", error.strerror)
-            self._not_before = time.monotonic() + RESTART_S
+            self._wait_longer()
             return False
         for stream in (process.stdin, process.stdout):
             os.set_blocking(self._stream(stream).fileno(), False)
@@ -138,7 +140,12 @@ class Scorer:
         except (ValueError, TypeError, LookupError):
             logger.warning("the scorer says: %s", clean(line.decode(errors="replace")))
             return
+        self._pause_s = RESTART_S
         self.anomalies += bool(self.latest.anomaly)
+
+    def _wait_longer(self) -> None:
+        self._not_before = time.monotonic() + self._pause_s
+        self._pause_s = min(2 * self._pause_s, MAX_RESTART_S)
 
     @staticmethod
     def _stream(stream: object) -> BinaryIO:

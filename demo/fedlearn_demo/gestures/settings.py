@@ -14,14 +14,14 @@ class Settings:
     """One run. The learning rates are the best of a small search, each side's its own."""
 
     choices: tuple[tuple[int, int], ...] = CHOICES
-    rounds: int = 25
+    rounds: int = 15
     seed: int = 0
     speed: float = 0.0  # of the replay; 1: as it was recorded, 0: as fast as the devices take it
     epochs: int = 2
-    batch_size: int = 16
-    learning_rate: float = 0.1
-    float_learning_rate: float = 0.1
-    personal_epochs: int = 2
+    batch_size: int = 8
+    learning_rate: float = 0.15
+    float_learning_rate: float = 0.05
+    personal_epochs: int = 1
     few: int = 5  # windows of each exercise that a new person labels
     few_epochs: int = 40
     few_learning_rate: float = 0.05

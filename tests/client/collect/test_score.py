@@ -113,6 +113,7 @@ def test_what_the_status_says() -> None:
 def scorer(path: Path, program: str) -> Scorer:
     script = path / "scorer.py"
     script.write_text(program)
+    (path / "model.tflite").touch()
     grid = Grid(("g",), 64, (0.0,), (1.0,), 0.1, 0)
     return Scorer(path, path, grid, 0.99, (sys.executable, str(script)))
 
@@ -129,6 +130,17 @@ def test_the_stream_never_waits_for_the_scorer(tmp_path: Path) -> None:
     hangs.close()
     assert isinstance(process, Popen)
     assert process.returncode == -signal.SIGKILL
+
+
+def test_without_a_model_no_scorer_is_started(tmp_path: Path) -> None:
+    idle = scorer(tmp_path, "")
+    (tmp_path / "model.tflite").unlink()
+    idle.offer(bytes(64))
+    assert idle.missed == 1
+    (tmp_path / "model.tflite").touch()
+    idle.offer(bytes(64))
+    assert (idle.missed, idle._process is None) == (1, False)  # control
+    idle.close()
 
 
 def test_a_scorer_that_dies_or_talks_nonsense_does_no_harm(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import numpy as np
+from numpy.typing import NDArray
 
 from fedlearn_demo.gestures.watch import CHANNELS, CLASSES, PEOPLE, Recording
 
@@ -19,6 +20,6 @@ def recordings(length: int = 700) -> list[Recording]:
                 phase = rng.uniform(0, 6) + np.arange(len(CHANNELS))
                 wave = strength * np.sin((1 + label) * time + phase)
                 noise = rng.normal(0, 0.2, (length, len(CHANNELS)))
-                values = np.round(wave + noise, 4).astype(np.float64)
-                made.append(Recording(person, label, arm, values))
+                samples: NDArray[np.float64] = np.round(np.add(wave, noise), 4)
+                made.append(Recording(person, label, arm, samples))
     return made

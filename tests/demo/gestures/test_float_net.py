@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 
 from fedlearn.evaluation import real_outputs
 from fedlearn.model import Model
@@ -23,7 +24,7 @@ def windows() -> people.Windows:
     return people.trained([each for each in recordings() if each.person == 1])
 
 
-def softmax(x: float_net.Floats) -> float_net.Floats:
+def softmax(x: NDArray[Any]) -> NDArray[Any]:
     e = np.exp(x - x.max(axis=1, keepdims=True))
     return np.asarray(e / e.sum(axis=1, keepdims=True))
 
@@ -41,12 +42,12 @@ def test_it_is_the_net_of_the_file() -> None:
 @pytest.mark.parametrize("number", range(8))
 def test_its_gradients_are_those_of_finite_differences(number: int) -> None:
     shard = windows().real()
-    # In double precision, which the differences need, whatever the net says of its types.
+    # In double precision, which finite differences need.
     x: Any = shard.x[:4].astype(np.float64)
     y = shard.y[:4]
-    weights: Any = [each.astype(np.float64) for each in WEIGHTS]
+    weights: list[Any] = [each.astype(np.float64) for each in WEIGHTS]
 
-    def loss(values: Any) -> float:
+    def loss(values: list[Any]) -> float:
         likely = softmax(float_net.logits(values, x))[np.arange(len(y)), y]
         return float(-np.log(likely).mean())
 
