@@ -7,7 +7,7 @@ import argparse
 from pathlib import Path
 
 from fedlearn.log import LEVELS
-from fedlearn.plan_arguments import add_plan, add_what_is_trained
+from fedlearn.plan_arguments import add_plan, add_what_is_trained, real, whole
 from fedlearn.version import VERSION
 from fedlearn_aggregator.aggregation import MAX_SAMPLES
 from fedlearn_aggregator.optimizers import OptimizerName
@@ -16,6 +16,7 @@ from fedlearn_aggregator.task import KEEP_MODELS, KEEP_UPDATES
 
 # From making the image to its boards' first boot.
 TOKEN_DAYS = 30
+MOST_TOKENS = 10_000
 # Unassigned by IANA.
 DEFAULT_PORT = 8470
 
@@ -274,11 +275,14 @@ def _init(command: argparse.ArgumentParser) -> None:
         "host name, NAME.local, and their addresses)",
     )
     identity(
-        "--tokens", type=int, metavar="N", help="tokens to make (default: one for each of --cohort)"
+        "--tokens",
+        type=whole(0, MOST_TOKENS),
+        metavar="N",
+        help="tokens to make (default: one for each of --cohort)",
     )
     identity(
         "--token-days",
-        type=float,
+        type=real(),
         default=TOKEN_DAYS,
         metavar="D",
         help=f"how long they count (default: {TOKEN_DAYS})",
@@ -293,17 +297,17 @@ def _init(command: argparse.ArgumentParser) -> None:
 
 def _tokens(command: argparse.ArgumentParser) -> None:
     add = command.add_argument
-    add("--count", type=int, default=1, metavar="N", help="how many (default: 1)")
+    add("--count", type=whole(1, MOST_TOKENS), default=1, metavar="N", help="how many (default: 1)")
     add(
         "--days",
-        type=float,
+        type=real(),
         default=TOKEN_DAYS,
         metavar="D",
         help=f"how long they count (default: {TOKEN_DAYS})",
     )
     add(
         "--uses",
-        type=int,
+        type=whole(1, MOST_TOKENS),
         default=1,
         metavar="N",
         help="enrolments with each (default: 1); more let one image serve many boards, and whoever "
@@ -316,7 +320,10 @@ def _tokens(command: argparse.ArgumentParser) -> None:
 def _devices(command: argparse.ArgumentParser) -> None:
     command.add_argument("--json", action="store_true", help="print JSON")
     actions = command.add_subparsers(dest="action", metavar="ACTION")
-    actions.add_parser("list", help="list them (what is done without an ACTION)")
+    listing = actions.add_parser("list", help="list them (what is done without an ACTION)")
+    listing.add_argument(
+        "--json", action="store_true", default=argparse.SUPPRESS, help="print JSON"
+    )
     for action, text in (
         ("name", "say what a device is, for people"),
         ("block", "refuse a device"),

@@ -84,7 +84,7 @@ def _init(options: argparse.Namespace) -> int:
         print(f"  {tensor.index:4}  {tensor.dtype:5}  {shape:>16}  {clean(tensor.name, 60)}")
     print(
         f"a round: {policy.cohort} updates, {policy.seats} seats, at least {policy.minimum} "
-        f"within {policy.deadline_s:g} s; aggregation {task.aggregation.rule}, "
+        f"within {policy.deadline_s:g} s; aggregation {task.aggregation.words}; "
         f"server optimiser {task.optimizer.name}"
     )
     _introduce(fleet, options)
@@ -233,7 +233,7 @@ def _device_json(device: Device) -> dict[str, object]:
 
 
 def _print_devices(devices: Sequence[Device]) -> None:
-    width = max((len(each.name) for each in devices), default=6)
+    width = max(6, *(len(each.name) for each in devices), 0)
     print(f"{'device':{width}}  state    enrolled    until       last seen         label")
     for each in devices:
         state = "blocked" if each.blocked else "enrolled"
@@ -255,6 +255,7 @@ def _status(options: argparse.Namespace) -> int:
         return ExitCode.OK
     limit = f" of {task.max_rounds}" if task.max_rounds else ""
     print(f"task {task.task}, {task.state}: {task.rounds_closed}{limit} rounds closed")
+    print(f"aggregation: {task.aggregation}")
     print(
         f"model {task.model} ({task.model_bytes:,} bytes, {task.parameters:,} trained parameters)"
     )

@@ -69,6 +69,7 @@ class TaskReport:
     model_bytes: int
     parameters: int
     optimizer: str
+    aggregation: str
     rounds: tuple[RoundReport, ...]
 
     def to_json(self) -> dict[str, Any]:
@@ -106,6 +107,7 @@ def report(db: sqlite3.Connection, last: int | None = None) -> TaskReport:
         model_bytes=store.model_size(db, model),
         parameters=task.parameters,
         optimizer=task.optimizer.name,
+        aggregation=task.aggregation.words,
         rounds=reports,
     )
 

@@ -104,6 +104,22 @@ class AggregationSettings:
         by_norm = bool(self.clip or self.drop or self.max_norm)
         return by_norm or self.mix or self.rule in (Rule.KRUM, Rule.MULTI_KRUM)
 
+    @property
+    def words(self) -> str:
+        """All of it, for a person."""
+        parts = [str(self.rule)]
+        if self.mix:
+            parts.append("of updates mixed with their nearest")
+        if self.rule not in (Rule.MEAN, Rule.MEDIAN) or self.mix:
+            parts.append(f"with {self.hostile:.0%} hostile")
+        if self.drop:
+            parts.append(f"without those above {self.drop:g} times the median norm")
+        if self.clip:
+            parts.append(f"scaled down to {self.clip:g} times the median norm")
+        if self.max_norm:
+            parts.append(f"norms above {self.max_norm:g} refused")
+        return ", ".join(parts)
+
     def tolerated(self, updates: int) -> int:
         """f: how many of so many updates may be hostile."""
         return math.floor(self.hostile * updates)

@@ -130,12 +130,18 @@ def open_reader(path: Path) -> sqlite3.Connection:
     return _checked(_connect(f"{path.absolute().as_uri()}?mode=ro", path), path)
 
 
-def _connect(uri: str, path: Path) -> sqlite3.Connection:
-    if "mode=rwc" not in uri and not path.exists():
+def require(path: Path) -> None:
+    """Raise ConfigError unless the file is there."""
+    if not path.exists():
         raise ConfigError(
             f"{path.parent} holds no task",
             hint="make one with: fedlearn-aggregator init --data-dir DIR --task NAME --model FILE",
         )
+
+
+def _connect(uri: str, path: Path) -> sqlite3.Connection:
+    if "mode=rwc" not in uri:
+        require(path)
     try:
         # Connected here, used by the writer's thread alone.
         db = sqlite3.connect(

@@ -25,14 +25,14 @@ from aiohttp import web
 from fedlearn.agent.endpoint import Endpoint, refuse_plaintext_beyond_loopback
 from fedlearn.dataset import Dataset
 from fedlearn.durable import write_durably
-from fedlearn.errors import ExitCode, FedlearnError, NetworkError
+from fedlearn.errors import ConfigError, ExitCode, FedlearnError, NetworkError
 from fedlearn.notify import Notifier
 from fedlearn_aggregator import schema
 from fedlearn_aggregator.advertise import advertised
 from fedlearn_aggregator.checkins import HOLD_S
 from fedlearn_aggregator.coordinator import Coordinator
 from fedlearn_aggregator.evaluation import Evaluator
-from fedlearn_aggregator.identity.access import Access
+from fedlearn_aggregator.identity.access import Access, is_loopback
 from fedlearn_aggregator.identity.folder import NAME, Folder
 from fedlearn_aggregator.lock import exclusive
 from fedlearn_aggregator.patience import Patience, PatientSite
@@ -76,7 +76,9 @@ async def serve(
     StorageError when serving cannot begin.
     """
     notifier = notifier or Notifier()
+    schema.require(options.data_dir / schema.FILE_NAME)
     host = await _address(options.host, tls=not options.insecure)
+    interfaces = _interfaces(options)
     stop = _stop_on_signals()
     _allow_open_files()
     async with AsyncExitStack() as stack:
@@ -108,14 +110,14 @@ async def serve(
         port = await _listen(runner, server.patience, host, options.port, context)
         url = str(Endpoint(host, port, tls=context is not None))
         stack.enter_context(_serve_file(options.data_dir, url, coordinator.task.name))
-        if options.interfaces is not None:
+        if interfaces is not None:
             await stack.enter_async_context(
                 advertised(
                     coordinator.task,
                     host,
                     port,
                     tls=context is not None,
-                    interfaces=options.interfaces,
+                    interfaces=interfaces,
                 )
             )
         stack.callback(server.stop)
@@ -197,6 +199,23 @@ async def _until_done(
 
 async def _first(*futures: asyncio.Future[Any]) -> None:
     await asyncio.wait(futures, return_when=asyncio.FIRST_COMPLETED)
+
+
+def _interfaces(options: ServeOptions) -> tuple[str, ...] | None:
+    """Where to publish. Without TLS that is loopback: nobody else could use it."""
+    if not options.insecure or options.interfaces is None:
+        return options.interfaces
+    for each in options.interfaces:
+        try:
+            elsewhere = each != "lo" and not is_loopback(each)
+        except ValueError:  # another name
+            elsewhere = True
+        if elsewhere:
+            raise ConfigError(
+                f"--insecure publishes on loopback alone, not on {each}",
+                hint="leave --interface out, or serve without --insecure",
+            )
+    return options.interfaces or ("127.0.0.1",)
 
 
 async def _address(host: str, *, tls: bool) -> str:

@@ -235,12 +235,12 @@ class Server:
     async def _answer_errors(self, request: web.Request, handler: _Handler) -> web.StreamResponse:
         """Every failure becomes a Refusal; only those of our own keep a traceback, in the log."""
         # It is gone when the answer is there and the peer has left.
-        transport = request.transport
+        transport, why = request.transport, ""
         self.patience.handling(transport)
         try:
             response = await handler(request)
         except ProtocolError as error:
-            response = _refusal(error.status, error.message, error.hint)
+            response, why = _refusal(error.status, error.message, error.hint), error.message
         except StorageError as error:
             response = _refusal(507, "the aggregator cannot write", "send it again later")
             response.headers["Retry-After"] = str(RETRY_AFTER_S)
@@ -260,11 +260,12 @@ class Server:
                 # The rest of a refused body is thrown away, and the connection with it.
                 response.force_close()
             _log.info(
-                "%s %s from %s: %d",
+                "%s %s from %s: %d %s",
                 request.method,
                 clean(request.path),
                 request.remote,
                 response.status,
+                clean(why),
             )
         self.patience.handled(transport)
         route = request.match_info.route.resource

@@ -21,7 +21,7 @@ from fedlearn import command
 from fedlearn.collect import cli as collecting
 from fedlearn.collect.settings import told
 from fedlearn.config import DEFAULT_PATH, Config, PolicyConfig, TrainingConfig, keys, load_config
-from fedlearn.errors import DatasetError, ExitCode, FedlearnError
+from fedlearn.errors import ConfigError, DatasetError, ExitCode, FedlearnError
 from fedlearn.log import LEVELS, setup
 from fedlearn.plan_arguments import add_plan, add_what_is_trained, plan_of, real, whole
 from fedlearn.text import counted
@@ -278,8 +278,13 @@ def _identity(config: Config) -> str:
     certificate = Identity(config.device.state_dir, config.device.name).certificate
     if certificate.exists():
         return f"the certificate {certificate}"
-    token = config.aggregator.token
-    return f"enrols with the token in {token}" if token else "none: aggregator.token is not set"
+    if not config.aggregator.ca and not config.aggregator.url.startswith("https:"):
+        return "none, and none is needed without TLS"
+    try:
+        config.aggregator.read_token()
+    except ConfigError as error:
+        return f"none: {error}"
+    return f"enrols with the token in {config.aggregator.token}"
 
 
 def _cost(training: TrainingConfig) -> str:

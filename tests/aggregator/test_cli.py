@@ -212,6 +212,8 @@ def test_a_port_in_use_is_said(tmp_path: Path) -> None:
     ("arguments", "code", "words"),
     [
         (["--insecure", "--host", "0.0.0.0"], ExitCode.UNAVAILABLE, "loopback"),
+        (["--insecure", "--interface", "192.0.2.1"], ExitCode.CONFIG, "on loopback alone"),
+        (["--insecure", "--interface", "eth0"], ExitCode.CONFIG, "on loopback alone"),
         (["--insecure", "--host", "host.invalid"], ExitCode.UNAVAILABLE, "--host"),
         (["--insecure", "--evaluate", "/nowhere.npz"], ExitCode.NO_INPUT, "nowhere"),
     ],

@@ -233,6 +233,14 @@ def test_krum_needs_enough_updates(settings: AggregationSettings, least: int, mo
     AggregationSettings(Rule.KRUM).check_policy(3, 100)  # the control
 
 
+def test_it_is_told_in_words() -> None:
+    assert AggregationSettings().words == "mean"
+    assert AggregationSettings(Rule.MEDIAN, mix=True, drop=3.0).words == (
+        "median, of updates mixed with their nearest, with 20% hostile, "
+        "without those above 3 times the median norm"
+    )
+
+
 @pytest.mark.parametrize(
     "values", [{"hostile": 0.5}, {"hostile": -0.1}, {"clip": -1.0}, {"max_norm": math.inf}]
 )

@@ -14,10 +14,11 @@ import secrets
 import socket
 import ssl
 from collections.abc import Iterable
-from contextlib import closing, suppress
+from contextlib import closing
 from pathlib import Path
 from typing import Self
 
+import ifaddr
 from cryptography import x509
 
 from fedlearn.agent.trust import NO_CHECK_TIME
@@ -45,11 +46,20 @@ class Folder:
     @classmethod
     def open(cls, path: Path) -> Self:
         """Raises ConfigError when it is not there or damaged, StorageError when the disk fails."""
-        if not (path / "ca.key").exists():
+        if not any((path / name).exists() for name in ("ca.key", "ca.pem")):
             raise ConfigError(
                 f"{path.parent} holds no identity",
-                hint="init makes one; --insecure serves without, for a trial on this machine",
+                hint="restore a copy of its folder `identity`, or begin a task with init; "
+                "--insecure serves without, for a trial on this machine",
             )
+        for name, lost in (
+            ("ca.key", "no device could be certified"),
+            ("ca.pem", "no device would know the server"),
+            (FILE_NAME, "every device needs a new token without it (touch makes an empty one)"),
+        ):
+            if not (path / name).exists():
+                raise ConfigError(f"{path / name} is gone", hint=f"restore a copy: {lost}")
+        _make_status_token(path)
         with storage_errors("read", path):
             certificate, key = (path / "ca.pem").read_bytes(), (path / "ca.key").read_bytes()
         try:
@@ -136,6 +146,8 @@ def ensure(path: Path, now: float, *, template: Path | None = None) -> bool:
         if template is not None:
             raise ConfigError(f"{path} is there already", hint="leave --identity out")
         return False
+    if template is not None:
+        template = _found(template)
     with storage_errors("write", path):
         path.mkdir(mode=0o700, parents=True, exist_ok=True)
         if template is not None:
@@ -149,11 +161,27 @@ def ensure(path: Path, now: float, *, template: Path | None = None) -> bool:
         )
     authority = Authority.create(now)
     Registry(path / FILE_NAME).close()
-    write_durably(path / "status.token", f"{secrets.token_urlsafe(24)}\n".encode(), mode=0o600)
+    _make_status_token(path)
     write_durably(path / "ca.pem", authority.pem)
     # The last one: with it the folder is complete.
     write_durably(path / "ca.key", authority.private_pem, mode=0o600)
     return True
+
+
+def _found(template: Path) -> Path:
+    """The folder itself, or that of a data directory."""
+    for each in (template, template / NAME):
+        if (each / "ca.key").exists():
+            return each
+    raise ConfigError(
+        f"there is no identity in {template}", hint="name the folder that holds ca.pem and ca.key"
+    )
+
+
+def _make_status_token(path: Path) -> None:
+    token = path / "status.token"
+    if not token.exists():
+        write_durably(token, f"{secrets.token_urlsafe(24)}\n".encode(), mode=0o600)
 
 
 def _copy(template: Path, path: Path) -> None:
@@ -175,7 +203,6 @@ def _names_here() -> list[str]:
     found = ["localhost", "127.0.0.1", "::1"]
     if name and name.isascii():
         found += [name, name if "." in name else f"{name}.local"]
-        with suppress(OSError):
-            for *_, address in socket.getaddrinfo(name, None, type=socket.SOCK_STREAM):
-                found.append(str(address[0]).partition("%")[0])
+    for adapter in ifaddr.get_adapters():
+        found += [str(each.ip) for each in adapter.ips if each.is_IPv4]
     return list(dict.fromkeys(found))

@@ -173,14 +173,16 @@ class Registry:
                 raise ProtocolError(
                     "another device has this name",
                     status=409,
-                    hint="give each device a device.name of its own, or remove the old one",
+                    hint=f"if it is this one, with a new key: fedlearn-aggregator tokens --device "
+                    f"{device}; else give each device a name of its own, or remove the old one",
                 )
             if not again:
                 self._db.execute("UPDATE tokens SET uses = uses - 1 WHERE digest = ?", (digest,))
             self._db.execute(
-                "INSERT INTO devices (name, key, token, enrolled, expires) VALUES (?, ?, ?, ?, ?) "
+                "INSERT INTO devices (name, key, token, enrolled, expires, seen) "
+                "VALUES (?1, ?2, ?3, ?4, ?5, ?4) "
                 "ON CONFLICT (name) DO UPDATE SET key = excluded.key, token = excluded.token, "
-                "enrolled = excluded.enrolled, expires = excluded.expires",
+                "enrolled = excluded.enrolled, expires = excluded.expires, seen = excluded.seen",
                 (device, key, digest, now, expires),
             )
 

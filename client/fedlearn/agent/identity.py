@@ -10,6 +10,7 @@ Both are in the state directory, on the data partition: a new image on the board
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import ssl
 import subprocess
@@ -25,6 +26,8 @@ from fedlearn.errors import FedlearnError, ProtocolError
 _TIMEOUT_S = 20.0
 # A certificate is renewed with a third of its life left: months, for a board that is seldom on.
 _RENEW_AT = 2 / 3
+logger = logging.getLogger(__name__)
+
 _WORDS = {"notBefore": "issued", "notAfter": "expires", "subject": "name"}
 
 
@@ -55,7 +58,7 @@ class Identity:
 
         A server says no word to whoever comes with a certificate of a foreign CA.
         """
-        if not self.certificate.exists():
+        if not self.certificate.exists() or not self._has_key():
             return None
         try:
             self.load_into(ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT))
@@ -75,7 +78,7 @@ class Identity:
 
         Raises FedlearnError when the openssl command is missing or fails, StorageError.
         """
-        if not self.key.exists():
+        if not self._has_key():
             made = _openssl("genpkey", "-algorithm", "EC", "-pkeyopt", "ec_paramgen_curve:P-256")
             write_durably(self.key, made, mode=0o600)
         subject = f"/CN={self._name}"  # a device's name has nothing to quote
@@ -83,6 +86,27 @@ class Identity:
             *("req", "-new", "-config", os.devnull, "-key", str(self.key)),
             *("-subj", subject, "-outform", "DER"),
         )
+
+    def _has_key(self) -> bool:
+        """Whether there is a usable key; one that is damaged is put aside, with its certificate."""
+        why = "is missing"
+        if self.key.exists():
+            try:
+                _openssl("pkey", "-in", str(self.key), "-noout")
+            except FedlearnError as error:
+                why = "is damaged"
+                set_aside(self.key, "device.key.corrupt", f"cannot be used: {error}")
+            else:
+                return True
+        if self.certificate.exists():
+            logger.warning(
+                "device.key %s: this device makes a new one, and needs a token made for it "
+                "(fedlearn-aggregator tokens --device %s)",
+                why,
+                self._name,
+            )
+            set_aside(self.certificate, "device.pem.corrupt", "it is of a key that is gone")
+        return False
 
     def take(self, certificate: bytes) -> Certified:
         """Keep the certificate that the aggregator issued.

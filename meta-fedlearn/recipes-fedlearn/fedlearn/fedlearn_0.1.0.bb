@@ -112,6 +112,7 @@ RDEPENDS:${PN}-aggregator = "\
     ${PN} \
     python3-aiohttp \
     python3-cryptography \
+    python3-ifaddr \
     python3-multiprocessing \
     python3-sqlite3 \
     python3-statistics \

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import shutil
 import time
 from contextlib import closing
 from pathlib import Path
@@ -78,9 +79,14 @@ def test_another_task_begins_with_a_copy(tmp_path: Path) -> None:
     ).read_bytes()
     with closing(Folder.open(tmp_path / "two/identity")) as folder:
         assert folder.registry.unused_tokens(time.time()) == 2
-    options = ("--task", "t", "--model", "m.tflite", "--identity", str(tmp_path))
-    done = run("init", "--data-dir", str(tmp_path / "three"), *options)
-    assert done.returncode != 0
+    task = ("--task", "t", "--model", str(MODEL))
+    wrong = ("--identity", str(tmp_path))
+    done = run("init", "--data-dir", str(tmp_path / "three"), *task, *wrong)
+    assert done.returncode == ExitCode.CONFIG
+    assert f"there is no identity in {tmp_path}" in done.stderr
+    assert not (tmp_path / "three/identity").exists()
+    # The data directory will do as well.
+    init(tmp_path / "three", "--identity", str(tmp_path / "one"))
 
 
 def test_a_damaged_one_is_said(tmp_path: Path) -> None:
@@ -89,10 +95,24 @@ def test_a_damaged_one_is_said(tmp_path: Path) -> None:
     done = run("serve", "--data-dir", str(tmp_path), "--port", "0", "--host", "127.0.0.1")
     assert done.returncode == ExitCode.CONFIG
     assert "restore ca.pem and ca.key" in done.stderr
-    (tmp_path / "identity/ca.key").unlink()
-    done = run("serve", "--data-dir", str(tmp_path), "--port", "0", "--host", "127.0.0.1")
+    serving = ("serve", "--data-dir", str(tmp_path), "--port", "0", "--host", "127.0.0.1")
+    for name in ("ca.key", "ca.pem", "registry.sqlite"):
+        (tmp_path / "identity" / name).rename(tmp_path / "kept")
+        done = run(*serving)
+        assert done.returncode == ExitCode.CONFIG
+        assert f"{name} is gone" in done.stderr
+        (tmp_path / "kept").rename(tmp_path / "identity" / name)
+    shutil.rmtree(tmp_path / "identity")
+    done = run(*serving)
     assert done.returncode == ExitCode.CONFIG
     assert "holds no identity" in done.stderr
+
+
+def test_a_lost_status_token_is_made_anew(tmp_path: Path) -> None:
+    ensure(tmp_path / "identity", time.time())
+    (tmp_path / "identity/status.token").unlink()
+    with closing(Folder.open(tmp_path / "identity")) as folder:
+        assert len(folder.status_token) > 20
 
 
 def test_init_says_what_the_devices_get(tmp_path: Path) -> None:

@@ -101,6 +101,24 @@ def test_a_damaged_certificate_is_put_aside(tmp_path: Path, authority: Authority
     assert not identity.certificate.exists()
 
 
+def test_a_damaged_key_gives_way_to_a_new_one(
+    tmp_path: Path, authority: Authority, ca: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It needs a new token then, and its log says which."""
+    identity = Identity(tmp_path, "pump-07")
+    identity.take(issue(authority, identity, "pump-07"))
+    identity.key.write_bytes(identity.key.read_bytes()[:100])
+    assert identity.certified(ca) is None
+    assert "fedlearn-aggregator tokens --device pump-07" in caplog.text
+    assert (tmp_path / "device.key.corrupt").exists()
+    identity.take(issue(authority, identity, "pump-07"))
+    identity.key.unlink()
+    assert identity.certified(ca) is None
+    assert "device.key is missing" in caplog.text
+    identity.take(issue(authority, identity, "pump-07"))
+    assert identity.certified(ca) is not None
+
+
 def test_without_the_openssl_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(FedlearnError, match="openssl command is missing"):
