@@ -30,6 +30,7 @@ def test_gestures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     figures = {name: each.mean for name, each in report.figures.items()}
     assert all(0 <= value <= 1 for value in figures.values())
     assert figures["global_heldout"] > 0.3  # made-up people are easily told
+    # By this process as by the aggregator.
     last = values["choices"][0]["global_by_round"][-1]
     assert figures["global_heldout"] == pytest.approx(last, abs=1e-4)
     assert [each["aimed_at"] for each in values["aims"]] == [-1.0, 10.0, 15.0]
