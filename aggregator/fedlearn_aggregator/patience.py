@@ -20,9 +20,9 @@ from typing import cast
 
 from aiohttp import web
 
-# Milliseconds on a LAN, some seconds for a slow board's first handshake.
-HANDSHAKE_S = 10.0
-HEAD_S = 10.0
+# Milliseconds on a LAN, a second for a slow board. One comes after the other.
+HANDSHAKE_S = 5.0
+HEAD_S = 8.0
 # In bytes/s. The slowest link that we serve is a 2G modem of some 10 kB/s, on a bad day.
 LEAST_RATE = 1000.0
 # A body or an answer may stand still so long before its rate counts.

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import socket
 import time
 from pathlib import Path
@@ -178,5 +179,36 @@ def test_slow_peers_are_cut_and_a_good_one_is_served(
             assert (cut == set(range(40))) is guarded
             for peer in peers:
                 peer.close()
+
+    asyncio.run(asyncio.wait_for(scenario(), 60))
+
+
+def test_a_burst_buys_no_silence(tmp_path: Path) -> None:
+    """Nor is a body of a modem's speed cut off, however long it takes."""
+    length = 60_000
+
+    def send(running: Service, burst: int, rate: int) -> tuple[int, float]:
+        """The status, and how long it took; after the burst, so many bytes a second."""
+        with socket.create_connection(address(running), timeout=30) as peer:
+            began = time.monotonic()
+            peer.sendall(head("PUT", "/v1/rounds/1/updates/slow", length) + bytes(burst))
+            peer.setblocking(False)
+            sent = burst
+            while True:
+                with contextlib.suppress(BlockingIOError):
+                    return int(peer.recv(4096)[9:12]), time.monotonic() - began
+                if rate and sent < length:
+                    sent += peer.send(bytes(min(rate // 20, length - sent)))
+                time.sleep(0.05)
+
+    async def scenario() -> None:
+        # A body of the whole network may be so long.
+        async with service(tmp_path, make_task(Policy(1, 1), "all"), grace_s=0.5) as running:
+            status, seconds = await blocking(send, running, 50_000, 0)
+            assert status == 408
+            assert seconds < 5
+            status, seconds = await blocking(send, running, 0, 20_000)
+            assert status != 408  # it came whole, and is no update
+            assert seconds > 2
 
     asyncio.run(asyncio.wait_for(scenario(), 60))

@@ -133,7 +133,7 @@ def test_failing_device_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
         np.savez(tmp_path / "demo" / "device-02" / "digits.npz", x=np.zeros((9, 3)), y=[0] * 9)
 
     healthy = Fleet.prepare
-    before = child_pids(os.getpid())  # multiprocessing's own, of a test before this one
+    before = set(child_pids(os.getpid()))  # of tests before this one, in the same process
     monkeypatch.setattr(Fleet, "prepare", prepare)
     monkeypatch.setattr("fedlearn_demo.fleet.DEADLINE_S", 4.0)
     settings = Settings(devices=2, rounds=1)
@@ -141,7 +141,7 @@ def test_failing_device_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     with pytest.raises(FedlearnError, match="a device did not deliver") as caught:
         run(settings, tmp_path / "demo", display)
     assert caught.value.hint.startswith("device-02: ")
-    assert child_pids(os.getpid()) == before
+    assert set(child_pids(os.getpid())) <= before
 
 
 @pytest.mark.parametrize(
