@@ -22,6 +22,8 @@ from pathlib import Path
 from fedlearn_demo.gestures.watch import RATE_HZ
 
 _BEGIN = b"\n"  # whoever opens a port takes nothing for a line before it has seen the end of one
+# As an Arduino, which starts anew when its port is opened. Who opens one empties its buffer last.
+_BOOT_S = 1.0
 _TICK_S = 0.01
 
 
@@ -52,7 +54,9 @@ class Port:
         if self._began_s is None:
             if not self._open():
                 return
-            self._began_s = now_s
+            self._began_s = now_s + _BOOT_S
+        if now_s < self._began_s:
+            return
         due = len(self._lines)
         if speed:
             due = min(due, 1 + int((now_s - self._began_s) * RATE_HZ * speed))
