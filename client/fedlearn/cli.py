@@ -447,7 +447,8 @@ def _version(options: argparse.Namespace) -> int:
     from importlib.metadata import PackageNotFoundError, version
 
     versions = {"fedlearn": VERSION, "python": sys.version.split()[0]}
-    for package in ("tflite-runtime", "ai-edge-litert", "numpy", "cbor2", "zeroconf"):
+    packages = ("tflite-runtime", "ai-edge-litert", "numpy", "cbor2", "pyserial", "zeroconf")
+    for package in packages:
         try:
             versions[package] = version(package)
         except PackageNotFoundError:

@@ -225,8 +225,9 @@ def _write_all(handle: int, data: bytes, offset: int) -> None:
 
 
 def read_ring(path: Path) -> tuple[Grid, list[Window]]:
-    """A snapshot of the ring, oldest first, while its writer may go on: grid and whole windows.
+    """A snapshot of the ring while its writer may go on: grid and whole windows.
 
+    Segment by segment, the oldest first, so windows of one label are in the order of time.
     The grid is that of the newest segment; windows of other grids are left out. Raises
     FileNotFoundError when there is none.
     """

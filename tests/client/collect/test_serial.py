@@ -56,6 +56,24 @@ def test_a_stop_loses_nothing_that_came(device: Collecting, port: Port) -> None:
     assert len(starts(device)) == 10
 
 
+def test_a_kill_costs_what_was_not_synced(device: Collecting, port: Port) -> None:
+    device.configure(SERIAL, more="[ring]\nsync_s = 2")
+    device.start()
+    device.until(lambda status: status.state == "reading")
+    port.send(b"\n" + lines(0, 40))
+    device.until(lambda status: status.stored == 10)
+    port.send(lines(40, 20))
+    device.until(lambda status: status.counts.windows == 15)
+    assert device.status.stored == 10
+    assert device.stop(signal.SIGKILL) == -signal.SIGKILL
+    assert starts(device) == list(range(0, 40, 4))
+    device.start()
+    device.until(lambda status: status.state == "reading" and status.alive)
+    port.send(b"\n" + lines(20, 4))
+    device.until(lambda status: status.stored == 1)
+    assert starts(device) == [*range(0, 40, 4), 20]
+
+
 def test_unplugged_and_put_back(device: Collecting, port: Port) -> None:
     device.configure(SERIAL)
     device.start()
