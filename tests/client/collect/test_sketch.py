@@ -37,7 +37,9 @@ int main() {
 }
 """
 
-pytestmark = pytest.mark.skipif(shutil.which("g++") is None, reason="no g++ to compile a sketch")
+pytestmark = pytest.mark.skipif(
+    shutil.which("g++") is None, reason="no sketch is compiled: apt install g++"
+)
 
 
 def sent(path: Path, sketch: str) -> bytes:
