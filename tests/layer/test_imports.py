@@ -33,11 +33,10 @@ CODE = {
 
 
 def packages_of(name: str) -> set[str]:
-    """RDEPENDS of a package, and of those of the same recipe that it needs."""
-    recipe = find("fedlearn" if name.startswith("fedlearn") else name)
-    wanted = recipe.rdepends(name)
-    for other in wanted & set(recipe.packages()):
-        wanted |= recipe.rdepends(other)
+    """RDEPENDS of a package, and of the client where it needs that."""
+    wanted = find(name).rdepends(name)
+    if "fedlearn" in wanted:
+        wanted |= find("fedlearn").rdepends("fedlearn")
     return wanted
 
 

@@ -164,7 +164,8 @@ def test_the_version_is_that_of_the_client() -> None:
     text = (ROOT / "client/fedlearn/version.py").read_text("utf-8")
     version = re.search(r'VERSION = "([^"]+)"', text)
     assert version
-    assert (LAYER / f"recipes-fedlearn/fedlearn/fedlearn_{version[1]}.bb").is_file()
+    for name in ("fedlearn", "fedlearn-aggregator"):
+        assert (LAYER / f"recipes-fedlearn/fedlearn/{name}_{version[1]}.bb").is_file()
 
 
 def test_every_append_waits_for_the_distro_feature() -> None:

@@ -37,19 +37,21 @@ def test_the_packages_are_small(measured: list[Size], capsys: pytest.CaptureFixt
 
 @pytest.mark.slow
 def test_the_aggregator_and_the_demo_are_not_on_a_device(tmp_path: Path) -> None:
-    recipe, target = find("fedlearn"), Target("wrynose")
-    try:
-        image = install(recipe, target, tmp_path / "fedlearn")
-    except UnreachableError as error:
-        pytest.skip(str(error))
-    parted = {
-        package: {str(path.relative_to(image)) for path in paths}
-        for package, paths in part(recipe, target, image).items()
-    }
+    parted: dict[str, set[str]] = {}
+    for name in ("fedlearn", "fedlearn-aggregator"):
+        recipe, target = find(name), Target("wrynose")
+        try:
+            image = install(recipe, target, tmp_path / name)
+        except UnreachableError as error:
+            pytest.skip(str(error))
+        for package, paths in part(recipe, target, image).items():
+            parted[package] = {str(path.relative_to(image)) for path in paths}
     assert "usr/bin/fedlearn" in parted["fedlearn"]
     assert "usr/bin/fedlearn-aggregator" in parted["fedlearn-aggregator"]
     assert not [each for paths in parted.values() for each in paths if "demo" in each]
     assert not [each for each in parted["fedlearn"] if "fedlearn_aggregator" in each]
+    both = parted["fedlearn"] & parted["fedlearn-aggregator"]
+    assert not both, "two packages with the same file cannot be installed together"
     assert parted["fedlearn-service"] == {
         "usr/lib/systemd/system/fedlearn.service",
         "usr/lib/systemd/system/fedlearn-collect.service",

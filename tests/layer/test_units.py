@@ -15,6 +15,7 @@ from fedlearn_qemu.layer.recipe import LAYER, find
 
 RECIPES = (
     "fedlearn",
+    "fedlearn-aggregator",
     "fedlearn-appliance",
     "fedlearn-provision",
     "fedlearn-conf",

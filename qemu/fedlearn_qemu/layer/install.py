@@ -139,6 +139,14 @@ def scripts(known: dict[str, str], points: dict[str, str]) -> None:
         (folder / command).chmod(0o755)
 
 
+def empty_wheel(target: Target, known: dict[str, str]) -> None:
+    """What do_install looks for of our own wheel: its commands, and folders with nothing in them."""
+    names = ("fedlearn", "fedlearn-aggregator", "fedlearn-demo", "fedlearn-qemu")
+    scripts(known, dict.fromkeys(names, "none:none"))
+    for folder in ("fedlearn", "fedlearn_aggregator", "fedlearn.dist-info"):
+        Path(f"{known['D']}{target.site_packages}/{folder}").mkdir(parents=True)
+
+
 def install(
     recipe: Recipe, target: Target, work: Path, *, wheel: bool = True, compiled: bool = True
 ) -> Path:
@@ -156,8 +164,7 @@ def install(
         if wheel:
             install_wheel(recipe, target, known)
         else:
-            names = ("fedlearn", "fedlearn-aggregator", "fedlearn-demo", "fedlearn-qemu")
-            scripts(known, dict.fromkeys(names, "none:none"))
+            empty_wheel(target, known)
     if "do_install" in recipe.functions:
         shell(recipe, "do_install", known)
     if compiled:
