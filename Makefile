@@ -16,7 +16,7 @@ OE ?=
 OE_USER ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help openssl demo demo-gestures qemu test test-benchmarks lint layer-check bench-accuracy bench-trainer bench-faults bench-robust bench-qemu bench-sensors image flash clean
+.PHONY: help openssl demo demo-gestures qemu test test-benchmarks test-image lint layer-check bench-accuracy bench-trainer bench-faults bench-robust bench-qemu bench-sensors image flash clean
 
 help: ## Show what there is to make
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-16s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -58,6 +58,9 @@ test: $(VENV)/dev $(OTHER)/dev openssl ## Run all tests and linters, then those 
 
 test-benchmarks: $(BENCH)/done ## Run the benchmarks' own tests, which need PyTorch
 	@$(BENCH)/bin/python -m pytest tests/benchmarks/test_accuracy.py tests/benchmarks/test_trainer.py $(ARGS)
+
+test-image: $(VENV)/dev ## Test a device that boots what BitBake built: IMAGE=<deploy folder>
+	@FEDLEARN_IMAGE="$(IMAGE)" $(RUN)/python -m pytest -m qemu tests/qemu/test_board.py $(ARGS)
 
 lint: $(VENV)/dev ## Run the linters alone
 	@$(RUN)/python -m pytest -q tests/lint

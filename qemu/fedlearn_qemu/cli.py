@@ -26,6 +26,7 @@ _HELP = """examples:
   fedlearn-qemu
   fedlearn-qemu --devices 4 --rounds 5
   fedlearn-qemu --image build/tmp/deploy/images/qemuarm64
+  fedlearn-qemu --image build/tmp/deploy/images/qemuarm64 --devices 3 --stand-ins 1
 
 exit codes:
   0 done   1 failed   66 a program or file is missing   78 wrong configuration   130 interrupted
@@ -61,8 +62,12 @@ def _run(settings: Settings, options: argparse.Namespace) -> int:
 
     tools.require(tools.BOOT)
     image = make_image(options.image, say)
-    say(f"image: {image.name}, {image.mb:.0f} MB")
-    report = run(settings, image, options.out, say)
+    images = [image] * max(0, settings.devices - options.stand_ins)
+    if options.stand_ins:
+        images.append(make_image(None, say))
+    for each in dict.fromkeys(images):
+        say(f"image: {each.name}, {each.mb:.0f} MB")
+    report = run(settings, images, options.out, say)
     if options.json:
         print(report.to_json())
     console.print(report.table())
@@ -103,6 +108,13 @@ def _parser() -> argparse.ArgumentParser:
         type=lambda text: Path(text) if text else None,
         metavar="FOLDER",
         help="BitBake's deploy folder (default: the stand-in image, made of Debian's packages)",
+    )
+    parser.add_argument(
+        "--stand-ins",
+        type=int,
+        default=0,
+        metavar="N",
+        help="with --image: the last N devices boot the stand-in image (default: 0)",
     )
     parser.add_argument(
         "--out", type=Path, default=Path("build/qemu/run"), help="folder of the run"

@@ -39,7 +39,12 @@ def read(path: Path, cache: Path) -> Image:
     parser.read(path, "utf-8")
     if not parser.has_section(_SECTION):
         raise ConfigError(f"{path} has no [{_SECTION}]")
-    values = {name: value for name, value in parser[_SECTION].items() if value.strip()}
+    # What BitBake could not expand, because a variable within it has no value, has none either.
+    values = {
+        name: value
+        for name, value in parser[_SECTION].items()
+        if value.strip() and "${" not in value
+    }
     system = values.get("qb_system_name", _SYSTEM)
     if system != _SYSTEM:
         raise ConfigError(f"{path.name} is for {system}", hint="build for MACHINE = qemuarm64")

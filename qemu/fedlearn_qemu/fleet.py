@@ -34,6 +34,7 @@ class Member:
     """A device of the run; a thread of its own follows its boot, which is slow to answer."""
 
     name: str
+    image: Image
     samples: int
     machine: Machine
     say: Say
@@ -54,8 +55,11 @@ class Member:
             self.failure = error
 
 
-def run(settings: Settings, image: Image, out: Path, say: Say) -> Report:
-    """Run the fleet; results and logs are in `out`. Nothing of it is left running."""
+def run(settings: Settings, images: Sequence[Image], out: Path, say: Say) -> Report:
+    """Run the fleet, whose devices boot `images`, the last one from there on.
+
+    Results and logs are in `out`. Nothing of it is left running.
+    """
     began = time.monotonic()
     empty(out)
     shards = deal(settings, out)
@@ -77,22 +81,23 @@ def run(settings: Settings, image: Image, out: Path, say: Say) -> Report:
         )
         aggregator = stack.enter_context(Aggregator(task, out, network))
         url = "" if network.multicast else f"https://{network.address}:{PORT}"
-        setup = device.Setup(
-            image,
-            task.name,
-            aggregator.ca,
-            aggregator.token,
-            url,
-            memory_mb=settings.memory_mb,
-            cores=settings.cores,
-        )
         members = []
-        for name, samples in shards.items():
+        for number, (name, samples) in enumerate(shards.items()):
             folder = out / name
+            image = images[min(number, len(images) - 1)]
+            setup = device.Setup(
+                image,
+                task.name,
+                aggregator.ca,
+                aggregator.token,
+                url,
+                memory_mb=settings.memory_mb,
+                cores=settings.cores,
+            )
             disk = device.prepare(setup, name, folder, folder / "train.npz")
             drive = device.raw_drive(disk)
             machine = device.machine(setup, drive, folder, network)
-            members.append(Member(name, samples, stack.enter_context(machine), say))
+            members.append(Member(name, image, samples, stack.enter_context(machine), say))
             say(f"{name} is on: {settings.memory_mb} MB, {samples} samples")
         for member in members:
             member.thread.start()
@@ -106,9 +111,7 @@ def run(settings: Settings, image: Image, out: Path, say: Say) -> Report:
             member.machine.power_cut()
             (out / member.name / "disk.img").unlink()
     report = Report(
-        image=image.name,
-        stand_in=image.stand_in,
-        image_mb=round(image.mb, 1),
+        image_mb={each.name: round(each.mb, 1) for each in images},
         network=network.words,
         devices=devices,
         rounds=rounds,
@@ -185,10 +188,11 @@ def _ask(member: Member, say: Say) -> DeviceReport:
     log.write_text(guest.check(f"journalctl -u {device.UNIT} --no-pager", 120), "utf-8")
     return DeviceReport.of(
         member.name,
+        member.image.name,
         member.samples,
-        member.ready_s or 0.0,
-        device.status(guest),
-        device.memory(guest),
+        ready_s=member.ready_s or 0.0,
+        status=device.status(guest),
+        memory=device.memory(guest),
     )
 
 

@@ -21,7 +21,6 @@ class Image:
     append: str  # the kernel's command line, without network and consoles
     initrd: Path | None = None
     options: tuple[str, ...] = field(default=(*MACHINE, *CPU))  # of QEMU: machine and CPU
-    stand_in: bool = False
 
     @property
     def mb(self) -> float:

@@ -21,6 +21,7 @@ class DeviceReport:
     """One device; times in seconds."""
 
     name: str
+    image: str
     samples: int
     ready_s: float  # from the kernel's start to the agent's READY=1, by the guest's clock
     updates: int  # that the aggregator acknowledged
@@ -32,11 +33,12 @@ class DeviceReport:
 
     @classmethod
     def of(
-        cls, name: str, samples: int, ready_s: float, status: Status, memory: Memory
+        cls, name: str, image: str, samples: int, *, ready_s: float, status: Status, memory: Memory
     ) -> DeviceReport:
         """From what the guest told."""
         return cls(
             name=name,
+            image=image,
             samples=samples,
             ready_s=round(ready_s, 1),
             updates=status.rounds_trained,
@@ -52,9 +54,7 @@ class DeviceReport:
 class Report:
     """A whole run."""
 
-    image: str
-    stand_in: bool
-    image_mb: float
+    image_mb: dict[str, float]
     network: str
     devices: tuple[DeviceReport, ...]
     rounds: tuple[RoundReport, ...]
@@ -73,7 +73,8 @@ class Report:
     def table(self) -> Table:
         """All devices in one table."""
         table = Table(
-            title=f"{counted(len(self.devices), 'emulated device')}, {self.image}; memory in MB",
+            title=f"{counted(len(self.devices), 'emulated device')}, "
+            f"{' and '.join(self.image_mb)}; memory in MB",
             padding=(0, 0),
         )
         headings = "device samples ready-s updates kB-up agent trainer service state"

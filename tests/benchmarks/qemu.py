@@ -62,10 +62,10 @@ def _bench(options: argparse.Namespace) -> int:
 
 
 def _fleet(image: Image, say: fleet.Say) -> dict[str, object]:
-    report = fleet.run(Settings(), image, RUN / "fleet", say)
+    report = fleet.run(Settings(), [image], RUN / "fleet", say)
     return {
-        "image": report.image,
-        "image_mb": report.image_mb,
+        "image": image.name,
+        "image_mb": report.image_mb[image.name],
         "ready_s": median(each.ready_s for each in report.devices),
         "first_update_s": report.first_update_s,
         "agent_idle_rss_mb": max(each.agent_rss_mb for each in report.devices),

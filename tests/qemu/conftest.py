@@ -1,8 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One emulated device for all tests of a module; it trains in rounds without an end."""
+"""One emulated device for all tests of a module; it trains in rounds without an end.
+
+It boots the stand-in image, or the one of BitBake's deploy folder that FEDLEARN_IMAGE names
+(`make test-image IMAGE=<folder>`).
+"""
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -15,6 +20,7 @@ from fedlearn.errors import FedlearnError
 from fedlearn_demo.digits import MODEL_PATH, load_train
 from fedlearn_qemu import device, lan, tools
 from fedlearn_qemu.aggregator import Aggregator, Task
+from fedlearn_qemu.deploy import deployed
 from fedlearn_qemu.guest import Guest
 from fedlearn_qemu.image import Image
 from fedlearn_qemu.machine import Machine
@@ -37,6 +43,8 @@ def image() -> Image:
         pytest.skip(f"no device is emulated: {', '.join(lost)} missing (apt install {packages})")
     if not lan.usable():
         pytest.skip("no device is emulated: a LAN of its own needs root and /dev/net/tun")
+    if folder := os.environ.get("FEDLEARN_IMAGE"):
+        return deployed(Path(folder), CACHE)
     try:
         return stand_in(CACHE, print)
     except FedlearnError as error:

@@ -36,7 +36,16 @@ def test_a_disk_boots_as_qemuboot_says(tmp_path: Path) -> None:
     assert image.append.split() == ["root=/dev/vda2", "ro", "rootwait", "swiotlb=0"]
     assert image.options == ("-machine", "virt", "-cpu", "cortex-a57")
     assert image.initrd is None
-    assert not image.stand_in
+
+
+def test_what_bitbake_left_unexpanded_has_no_value(tmp_path: Path) -> None:
+    """As wrynose writes it: INITRAMFS_LINK_NAME has a value in recipes of kernels alone."""
+    line = (
+        'qb_default_kernel = ${@bb.utils.contains("INITRAMFS_IMAGE_BUNDLE", "1", '
+        '"Image-${INITRAMFS_LINK_NAME}.bin", "Image", d)}\nkernel_imagetype = Image'
+    )
+    conf = CONF.replace("qb_default_kernel = Image", line)
+    assert deployed(folder(tmp_path, conf, ".wic"), tmp_path).kernel == tmp_path / "Image"
 
 
 def test_a_root_file_system_alone_is_the_whole_disk(tmp_path: Path) -> None:

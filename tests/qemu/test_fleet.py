@@ -31,7 +31,7 @@ def test_two_devices_federate(image: Image, tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     report = json.loads(done.stdout)
     assert report == json.loads((out / "report.json").read_text("utf-8"))
-    assert report["stand_in"] is image.stand_in
+    assert {each["image"] for each in report["devices"]} == set(report["image_mb"]) == {image.name}
     assert [each["updates"] for each in report["devices"]] == [2, 2]
     assert [each["state"] for each in report["rounds"]] == ["closed", "closed"]
     assert 0 < report["first_update_s"] < report["wall_s"]

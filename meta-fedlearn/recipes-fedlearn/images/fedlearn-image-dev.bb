@@ -18,3 +18,6 @@ IMAGE_INSTALL += "\
     systemd-analyze \
     ${@bb.utils.contains('DISTRO_FEATURES', 'ptest', 'ptest-runner python3-cbor2-ptest', '', d)} \
 "
+
+# Whoever looks for a fault here wants to read the source.
+ROOTFS_POSTPROCESS_COMMAND:remove = "fedlearn_sourceless_python"

@@ -140,7 +140,7 @@ def scripts(known: dict[str, str], points: dict[str, str]) -> None:
 
 
 def empty_wheel(target: Target, known: dict[str, str]) -> None:
-    """What do_install looks for of our own wheel: its commands, and folders with nothing in them."""
+    """What do_install looks for in our own wheel: its commands, and empty folders."""
     names = ("fedlearn", "fedlearn-aggregator", "fedlearn-demo", "fedlearn-qemu")
     scripts(known, dict.fromkeys(names, "none:none"))
     for folder in ("fedlearn", "fedlearn_aggregator", "fedlearn.dist-info"):

@@ -48,7 +48,6 @@ def stand_in(cache: Path, say: Callable[[str], None]) -> Image:
         disk=folder / "disk.img",
         append=APPEND,
         options=(*MACHINE, *CPU),
-        stand_in=True,
     )
 
 
