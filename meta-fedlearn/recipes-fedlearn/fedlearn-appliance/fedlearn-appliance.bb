@@ -20,7 +20,7 @@ S = "${UNPACKDIR}"
 
 inherit allarch systemd features_check
 
-REQUIRED_DISTRO_FEATURES = "fedlearn systemd"
+REQUIRED_DISTRO_FEATURES = "fedlearn seccomp systemd"
 
 # Directories of /var/lib that live on the data partition.
 PERSISTENT = "fedlearn fedlearn-aggregator systemd"

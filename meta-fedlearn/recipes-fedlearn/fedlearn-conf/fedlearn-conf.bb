@@ -9,7 +9,7 @@ LIC_FILES_CHKSUM = "file://${COMMON_LICENSE_DIR}/MIT;md5=0835ade698e0bcf8506ecda
 
 inherit useradd features_check
 
-REQUIRED_DISTRO_FEATURES = "fedlearn systemd"
+REQUIRED_DISTRO_FEATURES = "fedlearn seccomp systemd"
 
 # In fedlearn-conf.bbappend, for the files that there are:
 #   FILESEXTRAPATHS:prepend := "${THISDIR}/files:"

@@ -14,7 +14,7 @@ S = "${UNPACKDIR}"
 
 inherit allarch systemd features_check
 
-REQUIRED_DISTRO_FEATURES = "fedlearn systemd"
+REQUIRED_DISTRO_FEATURES = "fedlearn seccomp systemd"
 
 do_configure[noexec] = "1"
 do_compile[noexec] = "1"

@@ -4,7 +4,7 @@ DESCRIPTION = "The aggregator of a LAN as a service, with its configuration."
 
 inherit packagegroup features_check
 
-REQUIRED_DISTRO_FEATURES = "fedlearn systemd"
+REQUIRED_DISTRO_FEATURES = "fedlearn seccomp systemd"
 
 RDEPENDS:${PN} = "\
     fedlearn-aggregator-conf \

@@ -5,7 +5,7 @@ DESCRIPTION = "The client as a service, with its configuration. IMAGE_INSTALL:ap
 
 inherit packagegroup features_check
 
-REQUIRED_DISTRO_FEATURES = "fedlearn systemd"
+REQUIRED_DISTRO_FEATURES = "fedlearn seccomp systemd"
 
 RDEPENDS:${PN} = "\
     fedlearn-conf \
