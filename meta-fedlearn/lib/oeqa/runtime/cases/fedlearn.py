@@ -94,7 +94,8 @@ class FedlearnTest(OERuntimeTestCase):
             f"fedlearn model train {WORK}/digits.tflite {WORK}/train.npz "
             f"--out {WORK}/new.tflite --tail last --json"
         )
-        result = json.loads(output)
+        # ssh returns stderr as well, with the progress; the result is the last line.
+        result = json.loads(output.splitlines()[-1])
         self.assertGreater(result["after"]["accuracy"], result["before"]["accuracy"])
 
     @OETestDepends(["fedlearn.FedlearnTest.test_training_step"])
