@@ -44,6 +44,8 @@ WAIVERS = (
             "linux-fedlearn.inc",
             "python3-cbor2-splits.inc",
             "python3-numpy-slim.inc",
+            "python3-slim.inc",
+            "systemd-slim.inc",
             "rpi-cmdline-fedlearn.inc",
         )
     ),
