@@ -59,8 +59,9 @@ test: $(VENV)/dev $(OTHER)/dev openssl ## Run all tests and linters, then those 
 test-benchmarks: $(BENCH)/done ## Run the benchmarks' own tests, which need PyTorch
 	@$(BENCH)/bin/python -m pytest tests/benchmarks/test_accuracy.py tests/benchmarks/test_trainer.py $(ARGS)
 
-test-image: $(VENV)/dev ## Test a device that boots what BitBake built: IMAGE=<deploy folder>
-	@FEDLEARN_IMAGE="$(IMAGE)" $(RUN)/python -m pytest -m qemu tests/qemu/test_board.py $(ARGS)
+test-image: $(VENV)/dev ## Run the tests of emulated devices on what BitBake built: IMAGE=<deploy folder>
+	@test -n "$(IMAGE)" || { echo "IMAGE=<BitBake's deploy folder> is missing" >&2; exit 2; }
+	@FEDLEARN_IMAGE="$(abspath $(IMAGE))" $(RUN)/python -m pytest -m qemu tests/qemu $(ARGS)
 
 lint: $(VENV)/dev ## Run the linters alone
 	@$(RUN)/python -m pytest -q tests/lint

@@ -35,7 +35,10 @@ exit codes:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command and return its exit code."""
-    options = _parser().parse_args(arguments)
+    parser = _parser()
+    options = parser.parse_args(arguments)
+    if not 0 <= options.stand_ins <= options.devices:
+        parser.error(f"--stand-ins must be from 0 to the {options.devices} of --devices")
     settings = Settings(
         devices=options.devices,
         rounds=options.rounds,
@@ -62,9 +65,9 @@ def _run(settings: Settings, options: argparse.Namespace) -> int:
 
     tools.require(tools.BOOT)
     image = make_image(options.image, say)
-    images = [image] * max(0, settings.devices - options.stand_ins)
+    images = [image] * (settings.devices - options.stand_ins)
     if options.stand_ins:
-        images.append(make_image(None, say))
+        images += [make_image(None, say)] * options.stand_ins
     for each in dict.fromkeys(images):
         say(f"image: {each.name}, {each.mb:.0f} MB")
     report = run(settings, images, options.out, say)

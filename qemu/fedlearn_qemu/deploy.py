@@ -87,6 +87,7 @@ def _disk(path: Path, values: dict[str, str], cache: Path) -> Path:
 
 
 def _unpacked(packed: Path, cache: Path) -> Path:
+    tools.require(("zstd",))
     cache.mkdir(parents=True, exist_ok=True)
     target = cache / f"{packed.stem.removesuffix('.wic')}-{packed.stat().st_mtime_ns}.wic"
     if not target.exists():

@@ -56,9 +56,9 @@ class Member:
 
 
 def run(settings: Settings, images: Sequence[Image], out: Path, say: Say) -> Report:
-    """Run the fleet, whose devices boot `images`, the last one from there on.
+    """Run the fleet, each device with its image; results and logs are in `out`.
 
-    Results and logs are in `out`. Nothing of it is left running.
+    Nothing of it is left running.
     """
     began = time.monotonic()
     empty(out)
@@ -82,9 +82,8 @@ def run(settings: Settings, images: Sequence[Image], out: Path, say: Say) -> Rep
         aggregator = stack.enter_context(Aggregator(task, out, network))
         url = "" if network.multicast else f"https://{network.address}:{PORT}"
         members = []
-        for number, (name, samples) in enumerate(shards.items()):
+        for image, (name, samples) in zip(images, shards.items(), strict=True):
             folder = out / name
-            image = images[min(number, len(images) - 1)]
             setup = device.Setup(
                 image,
                 task.name,
@@ -111,7 +110,7 @@ def run(settings: Settings, images: Sequence[Image], out: Path, say: Say) -> Rep
             member.machine.power_cut()
             (out / member.name / "disk.img").unlink()
     report = Report(
-        image_mb={each.name: round(each.mb, 1) for each in images},
+        image_mb={each.name: round(each.mb, 1) for each in dict.fromkeys(images)},
         network=network.words,
         devices=devices,
         rounds=rounds,

@@ -28,6 +28,7 @@ PACKAGES = {
     "setpriv": "util-linux",
     "unshare": "util-linux",
     "newuidmap": "uidmap",
+    "zstd": "zstd",
 }
 _SBIN = ("/usr/local/sbin", "/usr/sbin", "/sbin")
 _MOST_WORDS = 600

@@ -62,7 +62,8 @@ def _bench(options: argparse.Namespace) -> int:
 
 
 def _fleet(image: Image, say: fleet.Say) -> dict[str, object]:
-    report = fleet.run(Settings(), [image], RUN / "fleet", say)
+    settings = Settings()
+    report = fleet.run(settings, [image] * settings.devices, RUN / "fleet", say)
     return {
         "image": image.name,
         "image_mb": report.image_mb[image.name],

@@ -37,7 +37,7 @@ def namespace() -> None:
     try:
         disk.in_namespace(["true"])
     except OSError as error:
-        pytest.skip(f"a tmpfs of its own needs unshare and a mount namespace: {error}")
+        pytest.skip(f"a tmpfs of its own needs unshare (util-linux), a mount namespace: {error}")
 
 
 @pytest.mark.slow

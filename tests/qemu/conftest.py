@@ -27,6 +27,7 @@ from fedlearn_qemu.machine import Machine
 from fedlearn_qemu.source import source_root
 from fedlearn_qemu.standin.make import stand_in
 
+DEPLOY = os.environ.get("FEDLEARN_IMAGE", "")
 CACHE = source_root() / "build/qemu/cache"
 MODEL = "/var/lib/fedlearn/data/digits.tflite"
 # What says that Debian's or PyPI's packages are out of reach.
@@ -43,8 +44,8 @@ def image() -> Image:
         pytest.skip(f"no device is emulated: {', '.join(lost)} missing (apt install {packages})")
     if not lan.usable():
         pytest.skip("no device is emulated: a LAN of its own needs root and /dev/net/tun")
-    if folder := os.environ.get("FEDLEARN_IMAGE"):
-        return deployed(Path(folder), CACHE)
+    if DEPLOY:
+        return deployed(Path(DEPLOY), CACHE)
     try:
         return stand_in(CACHE, print)
     except FedlearnError as error:

@@ -170,6 +170,7 @@ def test_what_reads_the_sensor_has_no_network_and_no_key(board: Board) -> None:
         root = f"/proc/{process}/root"
         assert guest.check(f"ls {root}/var/lib/fedlearn").split() == ["models", "ring"]
         assert "agent.json" in guest.check("ls /var/lib/fedlearn").split()  # control
+        guest.check(f"touch {root}/var/lib/fedlearn/ring/x && rm {root}/var/lib/fedlearn/ring/x")
         assert guest.run(f"touch {root}/var/lib/fedlearn/models/x").code != 0
         assert guest.run(f"touch {root}/etc/x").code != 0
         shown = guest.check("stat -c '%U %a' /var/lib/fedlearn/ring/*.seg").split()

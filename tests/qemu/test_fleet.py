@@ -12,6 +12,7 @@ import pytest
 
 from fedlearn_qemu.image import Image
 from fedlearn_qemu.source import source_root
+from tests.qemu.conftest import DEPLOY
 
 
 @pytest.mark.qemu
@@ -21,7 +22,7 @@ def test_two_devices_federate(image: Image, tmp_path: Path) -> None:
     done = subprocess.run(
         [
             *(sys.executable, "-m", "fedlearn_qemu", "--json", "--rounds", "2"),
-            *("--samples", "400", "--out", str(out)),
+            *("--samples", "400", "--out", str(out), "--image", DEPLOY),
         ],
         capture_output=True,
         text=True,

@@ -22,7 +22,7 @@ ASSIGNMENT = re.compile(
     re.S,
 )
 FUNCTION = re.compile(
-    r"^(?P<name>do_[a-z]+)(?P<append>:append)?\(\) \{\n(?P<body>.*?)^\}$", re.M | re.S
+    r"^(?P<name>[a-z_]+)(?P<append>:append)?\(\) \{\n(?P<body>.*?)^\}$", re.M | re.S
 )
 
 # bitbake.conf's folders, for a 64-bit target with a merged /usr.
