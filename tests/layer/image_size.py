@@ -49,7 +49,7 @@ def measure(folder: Path, pkgdata: Path | None = None) -> ImageSize:
         disk = folder / f"{name}.wic"
         if not disk.is_file():
             disk = Path(scratch) / disk.name
-            tools.call(["zstd", "-q", "-d", packed, "-o", disk])
+            tools.call(["zstd", "-q", "-d", packed.resolve(), "-o", disk])
         root = card.partitions(disk)[ROOT_PARTITION]
         used = used_bytes(tools.call(["dumpe2fs", "-h", f"{disk}?offset={root.offset_bytes}"]))
         whole = disk.stat().st_size

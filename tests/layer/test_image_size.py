@@ -56,6 +56,19 @@ def test_packages_and_file_system_are_measured(
     assert "large" in capsys.readouterr().out
 
 
+def test_a_board_has_the_compressed_image_alone(folder: Path) -> None:
+    """As Raspberry Pi's machines do, behind a link."""
+    known = measure(folder)
+    disk, link = folder / f"{NAME}.wic", folder / f"{NAME}.wic.zst"
+    packed = folder / f"{NAME}-2026.wic.zst"
+    subprocess.run(["zstd", "-q", "-1", disk, "-o", packed], check=True)
+    link.unlink()
+    link.symlink_to(packed.name)
+    disk.unlink()
+    assert measure(folder).root_used_bytes == known.root_used_bytes
+    assert measure(folder).packed_bytes == packed.stat().st_size
+
+
 def test_blocks_that_are_free_do_not_count() -> None:
     header = "Block count:              100\nFree blocks:              40\nBlock size:    1024\n"
     assert used_bytes(header) == 60 * 1024
