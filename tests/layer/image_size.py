@@ -49,6 +49,7 @@ def measure(folder: Path, pkgdata: Path | None = None) -> ImageSize:
         disk = folder / f"{name}.wic"
         if not disk.is_file():
             disk = Path(scratch) / disk.name
+            tools.require(("zstd",))
             tools.call(["zstd", "-q", "-d", packed.resolve(), "-o", disk])
         root = card.partitions(disk)[ROOT_PARTITION]
         used = used_bytes(tools.call(["dumpe2fs", "-h", f"{disk}?offset={root.offset_bytes}"]))

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from fedlearn.errors import MissingFileError
+from fedlearn_qemu import tools
 from tests.layer.image_size import main, measure, used_bytes
 
 NAME = "fedlearn-image-qemuarm64.rootfs"
@@ -56,6 +57,7 @@ def test_packages_and_file_system_are_measured(
     assert "large" in capsys.readouterr().out
 
 
+@pytest.mark.skipif(bool(tools.missing(["zstd"])), reason="zstd missing (apt install zstd)")
 def test_a_board_has_the_compressed_image_alone(folder: Path) -> None:
     """As Raspberry Pi's machines do, behind a link."""
     known = measure(folder)

@@ -18,14 +18,16 @@ import pytest
 from fedlearn_qemu.layer.recipe import LAYER, ROOT, read
 
 SLIM = LAYER / "recipes-devtools/python/python3-numpy-slim.inc"
+HERE = Path(sys.executable)
 OTHER = ROOT / ".venv-other/bin/python"
 NEEDED = "needs the environment of the other runtime, which `make test` sets up"
 PYTHONS = [
-    pytest.param(Path(sys.executable), id="this"),
+    pytest.param(HERE, id="this"),
     pytest.param(OTHER, id="other", marks=pytest.mark.skipif(not OTHER.exists(), reason=NEEDED)),
 ]
 # Modules in C that only NumPy's tests load.
 OF_TESTS = ("*_tests.*.so", "_simd.*.so", "lapack_lite.*.so")
+FOLDERS = ("distutils", "f2py", "testing", "tests", "linalg/tests")
 IMPORT_ALL = """
 import importlib, pkgutil, fedlearn, numpy
 for each in pkgutil.walk_packages(fedlearn.__path__, "fedlearn."):
@@ -79,11 +81,22 @@ def test_modules_of_the_tests_are_in_the_package_of_the_tests(python: Path) -> N
     # NumPy 1 imports this one itself, to document it.
     of_tests -= {*(site / "numpy/core").glob("_multiarray_tests.*.so")}
     assert len(of_tests) >= 5
+    folders = [site / "numpy" / each for each in FOLDERS if (site / "numpy" / each).is_dir()]
+    assert folders
+    of_tests |= {path for folder in folders for path in folder.rglob("*") if path.is_file()}
     assert of_tests <= taken_out(site)
 
 
+def test_both_numpys_are_tested() -> None:
+    """Else one half of the patterns would be of no consequence here."""
+    if not OTHER.exists():
+        pytest.skip(NEEDED)
+    found = {next(site_of(each).glob("numpy-*.dist-info")).name[6] for each in (HERE, OTHER)}
+    assert found == {"1", "2"}
+
+
 @pytest.mark.parametrize("python", PYTHONS)
-def test_the_client_runs_without_them(python: Path, tmp_path: Path) -> None:
+def test_the_client_is_imported_without_them(python: Path, tmp_path: Path) -> None:
     site = site_of(python)
     copy_without(site, taken_out(site), tmp_path)
     done = run(python, tmp_path)
@@ -93,8 +106,10 @@ def test_the_client_runs_without_them(python: Path, tmp_path: Path) -> None:
 
 def test_what_is_needed_is_missed(tmp_path: Path) -> None:
     """Control: it was the copy that ran."""
-    site = site_of(Path(sys.executable))
+    site = site_of(HERE)
     needed = {*(site / "numpy/linalg").glob("_umath_linalg.*.so")}
     assert needed
     copy_without(site, taken_out(site) | needed, tmp_path)
-    assert "_umath_linalg" in run(Path(sys.executable), tmp_path).stderr
+    done = run(HERE, tmp_path)
+    assert done.returncode != 0
+    assert "_umath_linalg" in done.stderr
