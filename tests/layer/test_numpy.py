@@ -20,7 +20,7 @@ from fedlearn_qemu.layer.recipe import LAYER, ROOT, read
 SLIM = LAYER / "recipes-devtools/python/python3-numpy-slim.inc"
 HERE = Path(sys.executable)
 OTHER = ROOT / ".venv-other/bin/python"
-NEEDED = "needs the environment of the other runtime, which `make test` sets up"
+NEEDED = "NumPy 2 beside NumPy 1 is missing: .venv-other, which `make test` makes with Python 3.11"
 PYTHONS = [
     pytest.param(HERE, id="this"),
     pytest.param(OTHER, id="other", marks=pytest.mark.skipif(not OTHER.exists(), reason=NEEDED)),
